@@ -1,0 +1,2 @@
+//! Addresses never dropped, whoever asks.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The unix socket that answers the CLI.

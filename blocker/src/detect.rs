@@ -1,0 +1,2 @@
+//! Counts failures per jail and prefix.
+#![forbid(unsafe_code)]

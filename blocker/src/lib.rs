@@ -1,0 +1,17 @@
+//! The architecture.
+pub mod agent;
+pub mod allowlist;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod detect;
+pub mod enforce;
+pub mod engine;
+pub mod filter;
+pub mod ledger;
+pub mod net;
+pub mod policy;
+pub mod replay;
+pub mod source;
+pub mod store;
+pub mod time;

@@ -1,0 +1,2 @@
+//! The `blocker` binary.
+fn main() {}

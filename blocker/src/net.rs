@@ -1,0 +1,251 @@
+//! Addresses and prefixes, strictly.
+//!
+//! What is not an address in the form of RFC 4291 / dotted decimal is not an address: no octal, hex or short
+//! forms, no zone ids, no digits of other scripts. `::ffff:a.b.c.d` becomes IPv4, so one attacker has one name.
+#![forbid(unsafe_code)]
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The longest text that can be an address: eight groups of four, the last two as dotted decimal (RFC 4291 2.2).
+pub const ADDRESS_BYTES_MAX: usize = 45;
+
+/// Reads a whole token as an address; `None` for anything else. An IPv4-mapped IPv6 address becomes IPv4.
+pub fn parse_address(token: &str) -> Option<IpAddr> {
+    if token.len() > ADDRESS_BYTES_MAX {
+        return None;
+    }
+    // std refuses octal-looking parts, short forms and zone ids, and reads ASCII digits only.
+    token.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// An address range in CIDR form; the host bits are always zero and IPv4-mapped ranges are IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Prefix {
+    /// The range of `length` leading bits around `address`; `None` when the length does not fit the family.
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let (address, length) = match (address, address.to_canonical()) {
+            (IpAddr::V6(_), IpAddr::V4(v4)) if length >= 96 => (IpAddr::V4(v4), length - 96),
+            (IpAddr::V6(v6), IpAddr::V4(_)) => (IpAddr::V6(v6), length),
+            (_, canonical) => (canonical, length),
+        };
+        let address = match address {
+            IpAddr::V4(v4) if length <= 32 => IpAddr::V4(Ipv4Addr::from_bits(
+                v4.to_bits() & u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0),
+            )),
+            IpAddr::V6(v6) if length <= 128 => IpAddr::V6(Ipv6Addr::from_bits(
+                v6.to_bits() & u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0),
+            )),
+            _ => return None,
+        };
+        Some(Self { address, length })
+    }
+
+    /// The range that holds this address alone.
+    pub fn host(address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        Self { address, length: if address.is_ipv4() { 32 } else { 128 } }
+    }
+
+    /// The first address, host bits zero.
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// Leading bits that count: 0 to 32 for IPv4, 0 to 128 for IPv6.
+    pub fn length(self) -> u8 {
+        self.length
+    }
+
+    /// Whether this is exactly one address.
+    pub fn is_host(self) -> bool {
+        self.length == self.length_max()
+    }
+
+    /// The length of a single address in this family: 32 or 128.
+    pub fn length_max(self) -> u8 {
+        if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Whether `address` lies inside.
+    pub fn contains(self, address: IpAddr) -> bool {
+        self.covers(Self::host(address))
+    }
+
+    /// Whether every address of `other` lies inside.
+    pub fn covers(self, other: Self) -> bool {
+        self.length <= other.length && Self::new(other.address, self.length) == Some(self)
+    }
+
+    /// Whether the two share an address.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
+    /// Why this range must never be banned, or `None` when it may be: unspecified, loopback, link-local, multicast
+    /// and broadcast addresses (RFC 6890) are no attackers, and banning them would cut the host off from itself.
+    pub fn unbannable(self) -> Option<&'static str> {
+        const NEVER: [(&str, &str); 9] = [
+            ("0.0.0.0/8", "\"this network\" (0.0.0.0/8)"),
+            ("127.0.0.0/8", "loopback (127.0.0.0/8)"),
+            ("169.254.0.0/16", "link-local (169.254.0.0/16)"),
+            ("224.0.0.0/4", "multicast (224.0.0.0/4)"),
+            ("255.255.255.255", "broadcast"),
+            ("::/128", "unspecified (::)"),
+            ("::1/128", "loopback (::1)"),
+            ("fe80::/10", "link-local (fe80::/10)"),
+            ("ff00::/8", "multicast (ff00::/8)"),
+        ];
+        NEVER.iter().find_map(|(range, why)| {
+            let range: Self = range.parse().ok()?;
+            self.overlaps(range).then_some(*why)
+        })
+    }
+}
+
+impl fmt::Display for Prefix {
+    /// A single address without its length, anything wider as `address/length`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_host() { self.address.fmt(f) } else { write!(f, "{}/{}", self.address, self.length) }
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    /// `ADDRESS` or `ADDRESS/LENGTH`; set host bits are an error, since they show that something else was meant.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address_text, length_text) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let Some(canonical) = parse_address(address_text) else {
+            return Err(format!(
+                "{text:?} is not an IP address or prefix; write for example 203.0.113.9 or 2001:db8::/64"
+            ));
+        };
+        let Some(length_text) = length_text else { return Ok(Self::host(canonical)) };
+        let address: IpAddr = address_text.parse().unwrap_or(canonical);
+        let plain = !length_text.is_empty()
+            && length_text.len() <= 3
+            && length_text.bytes().all(|b| b.is_ascii_digit());
+        let prefix =
+            plain.then(|| length_text.parse().ok()).flatten().and_then(|length| Self::new(address, length));
+        let Some(prefix) = prefix else {
+            let longest = if address.is_ipv4() { 32 } else { 128 };
+            return Err(format!("{text:?}: the prefix length must be a number from 0 to {longest}"));
+        };
+        if prefix.address != canonical && prefix.address != address {
+            return Err(format!("{text:?} has bits set to the right of its length; did you mean {prefix}?"));
+        }
+        Ok(prefix)
+    }
+}
+
+impl Serialize for Prefix {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    #[test]
+    fn only_whole_rfc_forms_are_addresses() {
+        for (token, address) in [
+            ("203.0.113.9", "203.0.113.9"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::ffff:203.0.113.9", "203.0.113.9"),
+            ("::FFFF:cb00:7109", "203.0.113.9"),
+        ] {
+            assert_eq!(parse_address(token), Some(address.parse().unwrap()), "{token}");
+        }
+        for token in [
+            "",
+            "1.2.3",
+            "1.2.3.4.5",
+            "01.2.3.4",
+            "0x1.2.3.4",
+            "999.1.1.1",
+            "1.2.3.4 ",
+            "fe80::1%eth0",
+            "١.2.3.4",
+            "1.2.3.4/32",
+            "[::1]",
+            ":::1",
+        ] {
+            assert_eq!(parse_address(token), None, "{token}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_read_and_printed() {
+        for (text, printed) in [
+            ("203.0.113.9", "203.0.113.9"),
+            ("203.0.113.9/32", "203.0.113.9"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("2001:db8::/64", "2001:db8::/64"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ] {
+            assert_eq!(prefix(text).to_string(), printed, "{text}");
+        }
+        for text in ["10.0.0.1/8", "10.0.0.0/33", "::/129", "1.2.3.4/", "1.2.3.4/+8", "1.2.3.4/08888", "x/8"]
+        {
+            assert!(text.parse::<Prefix>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_cover_and_overlap() {
+        assert!(prefix("10.0.0.0/8").covers(prefix("10.1.0.0/16")));
+        assert!(!prefix("10.1.0.0/16").covers(prefix("10.0.0.0/8")));
+        assert!(prefix("10.1.0.0/16").overlaps(prefix("10.0.0.0/8")));
+        assert!(!prefix("0.0.0.0/0").covers(prefix("::1")));
+        assert!(prefix("2001:db8::/64").contains("2001:db8::dead".parse().unwrap()));
+    }
+
+    #[test]
+    fn addresses_that_are_no_attacker_are_unbannable() {
+        for text in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "0.0.0.0/0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "fe80::1",
+            "::1",
+            "ff02::1",
+            "::/0",
+        ] {
+            assert!(prefix(text).unbannable().is_some(), "{text}");
+        }
+        for text in ["203.0.113.9", "10.0.0.0/8", "2001:db8::/64"] {
+            assert_eq!(prefix(text).unbannable(), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! The engine fed from a file.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! What the verbs and the tests share: the lab of network namespaces.
