@@ -1,1 +1,3 @@
-//! What the verbs and the tests share: the lab of network namespaces.
+//! What the verbs and the tests share: the verbs themselves, and the lab of network namespaces they run in.
+
+pub mod lab;
