@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub mod lan;
+pub mod probe;
 
 /// Where `ip netns` keeps its namespaces (ip-netns(8)).
 const NETNS_DIR: &str = "/run/netns";
