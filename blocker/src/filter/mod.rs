@@ -1,7 +1,29 @@
-//! From a line to a failure.
+//! From a line to a failure: what a filter is, and whether a line is one.
+//!
+//! A filter knows patterns and lines. It refuses to know files (who read its text is `config`'s business), jails,
+//! counting, and names: an address is taken from the line or not at all, and nothing is ever resolved.
+//!
+//! | module | story |
+//! |---|---|
+//! | `dialect` | pattern text, ours or fail2ban's, to the `regex` crate's language |
+//! | `pattern` | one compiled pattern; what is a whole address |
+//! | `literal` | the text a line must hold for a pattern to match |
+//! | `date` | finds the date of a line |
+//! | `matcher` | all filters of a source over whole blocks |
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+
+pub mod date;
+mod dialect;
+mod literal;
+mod matcher;
+mod pattern;
+
+pub use matcher::{LINE_BYTES_MAX, Line, SourceMatcher};
+use pattern::{Compiled, whole_address};
+
+use crate::time::Timestamp;
 
 /// A filter as its file says it, before it is compiled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +40,8 @@ pub struct FilterSpec {
     pub failregex: Vec<Pattern>,
     /// A match of one of these takes a failure back.
     pub ignoreregex: Vec<Pattern>,
+    /// Failures whose address is missing, as in `ip=-`: counted and reported, never guessed. Tried after `failregex`.
+    pub noaddress: Vec<Pattern>,
     /// Must match first; its `<F-CONTENT>` is what `failregex` sees.
     pub prefregex: Option<Pattern>,
     /// Lines that must or must not match.
@@ -65,9 +89,211 @@ pub struct Sample {
     pub at: Place,
 }
 
+/// The present of the samples: 2001-01-01 UTC, so that every day of the year just past exists, 29 February too.
+const SAMPLE_CLOCK: date::Clock = date::Clock { now: Timestamp::from_secs(978_307_200), utc_offset_secs: 0 };
+
+/// Why a filter cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterError {
+    /// Which pattern.
+    pub at: Place,
+    /// What is wrong with it.
+    pub what: String,
+    /// What to write instead; may be empty.
+    pub hint: String,
+}
+
+impl fmt::Display for FilterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_at(f, &self.at)?;
+        f.write_str(&self.what)?;
+        if self.hint.is_empty() { Ok(()) } else { write!(f, "; {}", self.hint) }
+    }
+}
+
+impl std::error::Error for FilterError {}
+
+fn write_at(f: &mut fmt::Formatter<'_>, at: &Place) -> fmt::Result {
+    if at.path.as_os_str().is_empty() {
+        return Ok(());
+    }
+    write!(f, "{}:", at.path.display())?;
+    if at.line > 0 {
+        write!(f, "{}:", at.line)?;
+    }
+    if at.column > 0 {
+        write!(f, "{}:", at.column)?;
+    }
+    f.write_str(" ")
+}
+
+/// What a filter makes of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A failure, blamed on this address.
+    Blame(IpAddr),
+    /// A failure that names no address.
+    NoAddress,
+}
+
 /// A compiled filter.
 #[derive(Debug)]
 pub struct Filter {
     /// Its name.
     pub name: Arc<str>,
+    /// One sentence, or empty.
+    pub description: String,
+    /// Lines that must or must not match.
+    pub samples: Vec<Sample>,
+    failregex: Vec<Compiled>,
+    noaddress: Vec<Compiled>,
+    ignoreregex: Vec<Compiled>,
+    prefregex: Option<Compiled>,
+}
+
+impl Filter {
+    /// Compiles every pattern.
+    ///
+    /// # Errors
+    /// Names the first pattern that cannot be used, why, and what to write instead.
+    pub fn compile(spec: FilterSpec) -> Result<Self, FilterError> {
+        let all = |patterns: &[Pattern]| -> Result<Vec<Compiled>, FilterError> {
+            patterns.iter().map(|pattern| Compiled::new(pattern, spec.dialect)).collect()
+        };
+        let prefregex =
+            spec.prefregex.as_ref().map(|pattern| Compiled::new(pattern, spec.dialect)).transpose()?;
+        let failregex = all(&spec.failregex)?;
+        if failregex.is_empty() {
+            return Err(FilterError {
+                at: Place { path: spec.path, ..Place::default() },
+                what: format!("the filter {:?} has no failregex", spec.name),
+                hint: "give it at least one pattern with <HOST> in it".to_owned(),
+            });
+        }
+        let host_in_prefix = prefregex.as_ref().is_some_and(Compiled::names_host);
+        for (pattern, compiled) in spec.failregex.iter().zip(&failregex) {
+            if !host_in_prefix && !compiled.names_host() {
+                return Err(FilterError {
+                    at: pattern.at.clone(),
+                    what: format!("the pattern {:?} says nowhere where the address is", pattern.text),
+                    hint: "put <HOST> or <ADDR> where the address stands in the line".to_owned(),
+                });
+            }
+        }
+        Ok(Self {
+            noaddress: all(&spec.noaddress)?,
+            ignoreregex: all(&spec.ignoreregex)?,
+            failregex,
+            prefregex,
+            name: spec.name.into(),
+            description: spec.description,
+            samples: spec.samples,
+        })
+    }
+
+    /// What it makes of `text`, a line whose date is cut out; `None` when it is no failure.
+    pub fn verdict(&self, text: &str) -> Option<Verdict> {
+        let mut content = text;
+        let mut outer = None;
+        if let Some(prefregex) = &self.prefregex {
+            let hit = prefregex.find(text)?;
+            if hit.nofail {
+                return None;
+            }
+            outer = hit.host.and_then(|span| whole_address(text, span));
+            content = hit.content.and_then(|span| text.get(span)).unwrap_or(text);
+        }
+        let verdict = self
+            .failregex
+            .iter()
+            .find_map(|pattern| {
+                let hit = pattern.find(content)?;
+                if hit.nofail {
+                    return Some(None);
+                }
+                // A match whose address is none, such as 999.1.1.1, is no match: another pattern may know better.
+                let address = match hit.host {
+                    Some(span) => whole_address(content, span),
+                    None => outer,
+                };
+                address.map(|address| Some(Verdict::Blame(address)))
+            })
+            .or_else(|| {
+                self.noaddress
+                    .iter()
+                    .any(|pattern| pattern.is_match(content))
+                    .then_some(Some(Verdict::NoAddress))
+            })
+            .flatten()?;
+        (!self.ignoreregex.iter().any(|pattern| pattern.is_match(content))).then_some(verdict)
+    }
+
+    /// Literals of which every line that it could blame holds at least one; `None` when there are none to look for.
+    fn literals(&self) -> Option<Vec<Vec<u8>>> {
+        let own: Option<Vec<_>> =
+            self.failregex.iter().chain(&self.noaddress).map(|pattern| pattern.literals.clone()).collect();
+        own.map(|sets| sets.concat()).or_else(|| self.prefregex.as_ref()?.literals.clone())
+    }
+
+    /// Runs the samples the filter came with, through the same path as the lines of a log.
+    pub fn check_samples(self: &Arc<Self>) -> Vec<SampleFailure> {
+        let mut matcher = SourceMatcher::new(vec![Arc::clone(self)]);
+        let mut failures = Vec::new();
+        for sample in &self.samples {
+            let mut found = None;
+            matcher.scan(sample.line.as_bytes(), SAMPLE_CLOCK, |line| found = line.verdict(0));
+            let wanted = match sample.host.as_deref().map(crate::net::parse_address) {
+                None => None,
+                Some(Some(address)) => Some(Verdict::Blame(address)),
+                Some(None) => {
+                    failures.push(SampleFailure {
+                        at: sample.at.clone(),
+                        what: format!(
+                            "the sample's host {:?} is no IP address",
+                            sample.host.as_deref().unwrap_or("")
+                        ),
+                    });
+                    continue;
+                }
+            };
+            let matches = match (found, wanted) {
+                (None | Some(Verdict::NoAddress), None) => true,
+                (found, wanted) => found == wanted,
+            };
+            if !matches {
+                let say = |verdict: Option<Verdict>| match verdict {
+                    Some(Verdict::Blame(address)) => format!("a failure of {address}"),
+                    Some(Verdict::NoAddress) => "a failure without an address".to_owned(),
+                    None => "no failure".to_owned(),
+                };
+                failures.push(SampleFailure {
+                    at: sample.at.clone(),
+                    what: format!(
+                        "filter {:?}: this sample should be {} but is {}: {:?}",
+                        self.name,
+                        say(wanted),
+                        say(found),
+                        sample.line
+                    ),
+                });
+            }
+        }
+        failures
+    }
+}
+
+/// A sample that did not come out as it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleFailure {
+    /// Where the sample stands.
+    pub at: Place,
+    /// What was expected and what came.
+    pub what: String,
+}
+
+impl fmt::Display for SampleFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_at(f, &self.at)?;
+        f.write_str(&self.what)
+    }
 }

@@ -1,0 +1,375 @@
+//! Finds the date a log line carries, so that it can be cut out and the rest be matched.
+//!
+//! Reads by hand, at the start of the line or directly behind a `[`, and nowhere else: the prefilter relies on a
+//! cut never joining text other than `[` and `]`. Knows no time zone but the offset it is given.
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::time::Timestamp;
+
+/// How many opening brackets of one line are looked behind.
+const BRACKETS_MAX: usize = 8;
+
+const DAY_SECS: i64 = 86_400;
+
+/// What the reader of a line knows of the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// The present; decides the year of dates that have none.
+    pub now: Timestamp,
+    /// Seconds that local time is ahead of UTC, for dates that name no zone.
+    pub utc_offset_secs: i32,
+}
+
+/// A date in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The bytes it occupies, without brackets around it.
+    pub span: Range<usize>,
+    /// The instant it names.
+    pub at: Timestamp,
+}
+
+/// The first date at the start of `line` or behind one of its first brackets.
+///
+/// Forms: `2026-11-24 02:47:40,414` and `2026/11/24 02:47:40` (also with `T`, a fraction, `Z`, `+01:00`), syslog's
+/// `Nov 24 02:47:40` (RFC 3164, no year: the one that puts it nearest before now + 1 day), the C library's
+/// `Tue Nov 24 02:47:40 2026`, `24/Nov/2026:02:47:40 +0000` (the common log format), seconds since the epoch.
+pub fn find(line: &str, clock: Clock) -> Option<Found> {
+    let bytes = line.as_bytes();
+    let mut start = bytes.iter().take_while(|b| **b == b' ').count();
+    // RFC 3164 and 5424 put `<priority>` first when the bytes come from a socket.
+    if bytes.get(start) == Some(&b'<')
+        && let digits = bytes[start + 1..].iter().take(3).take_while(|b| b.is_ascii_digit()).count()
+        && digits > 0
+        && bytes.get(start + 1 + digits) == Some(&b'>')
+    {
+        start += digits + 2;
+    }
+    if let Some(found) = date_at(bytes, start, clock) {
+        return Some(found);
+    }
+    memchr::memchr_iter(b'[', bytes).take(BRACKETS_MAX).find_map(|open| {
+        date_at(bytes, open + 1, clock).filter(|found| bytes.get(found.span.end) == Some(&b']'))
+    })
+}
+
+fn date_at(bytes: &[u8], start: usize, clock: Clock) -> Option<Found> {
+    let first = *bytes.get(start)?;
+    let mut cursor = Cursor { bytes, at: start };
+    let at = if first.is_ascii_digit() {
+        let mut other = Cursor { bytes, at: start };
+        match numeric(&mut cursor, clock) {
+            Some(at) => at,
+            None => {
+                cursor.at = start;
+                match common_log(&mut other, clock) {
+                    Some(at) => {
+                        cursor.at = other.at;
+                        at
+                    }
+                    None => epoch(&mut cursor)?,
+                }
+            }
+        }
+    } else if first.is_ascii_alphabetic() {
+        named(&mut cursor, clock)?
+    } else {
+        return None;
+    };
+    // What goes on with a digit or letter was something else.
+    if cursor.peek().is_some_and(|b| b.is_ascii_alphanumeric()) {
+        return None;
+    }
+    Some(Found { span: start..cursor.at, at })
+}
+
+/// `2026-11-24 02:47:40`, with `/` for `-`, `T` for the space, a fraction, a zone.
+fn numeric(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+    let year = c.number(4, 4)?;
+    let separator = c.one_of(b"-/")?;
+    let month = c.number(2, 2)?;
+    c.byte(separator)?;
+    let day = c.number(2, 2)?;
+    c.one_of(b"T ")?;
+    let time = c.time_of_day()?;
+    let zone = c.zone();
+    instant(year, month, day, time, zone, clock)
+}
+
+/// `24/Nov/2026:02:47:40 +0000`.
+fn common_log(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+    let day = c.number(2, 2)?;
+    c.byte(b'/')?;
+    let month = c.month()?;
+    c.byte(b'/')?;
+    let year = c.number(4, 4)?;
+    c.one_of(b": ")?;
+    let time = c.time_of_day()?;
+    let zone = c.zone();
+    instant(year, month, day, time, zone, clock)
+}
+
+/// `1732416460` or `1732416460.123`: ten or eleven digits.
+fn epoch(c: &mut Cursor<'_>) -> Option<Timestamp> {
+    let secs = c.number(10, 11)?;
+    let micros = c.fraction();
+    Some(Timestamp::from_micros(secs * 1_000_000 + micros))
+}
+
+/// `[Tue ]Nov 24 [2026 ]02:47:40[.123][ 2026]`; the year at the end only when the weekday is there, since else the
+/// host name follows.
+fn named(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+    let weekday = c.weekday();
+    let month = c.month()?;
+    c.byte(b' ')?;
+    let _ = c.byte(b' ');
+    let day = c.number(1, 2)?;
+    c.byte(b' ')?;
+    let before = c.at;
+    let mut year = c.number(4, 4).filter(|_| c.byte(b' ').is_some());
+    if year.is_none() {
+        c.at = before;
+    }
+    let time = c.time_of_day()?;
+    if weekday && year.is_none() {
+        let end = c.at;
+        year = c
+            .byte(b' ')
+            .and_then(|_| c.number(4, 4))
+            .filter(|_| !c.peek().is_some_and(|b| b.is_ascii_digit()));
+        if year.is_none() {
+            c.at = end;
+        }
+    }
+    let zone = c.zone();
+    if let Some(year) = year {
+        return instant(year, month, day, time, zone, clock);
+    }
+    let local_days =
+        clock.now.as_secs().saturating_add(i64::from(clock.utc_offset_secs)).div_euclid(DAY_SECS);
+    let this_year = year_of(local_days);
+    let latest = clock.now.as_secs().saturating_add(DAY_SECS);
+    // New Year's Eve read on the day after, or read where it is already the new year.
+    [this_year + 1, this_year, this_year - 1]
+        .into_iter()
+        .filter_map(|year| instant(year, month, day, time, zone, clock))
+        .find(|at| at.as_secs() <= latest)
+}
+
+/// Hour, minute, second as seconds of the day, and microseconds.
+type TimeOfDay = (i64, i64);
+
+fn instant(
+    year: i64,
+    month: i64,
+    day: i64,
+    (secs, micros): TimeOfDay,
+    zone: Option<i64>,
+    clock: Clock,
+) -> Option<Timestamp> {
+    let leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let days_in_month = match month {
+        2 => 28 + i64::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1970..=9999).contains(&year) || !(1..=days_in_month).contains(&day) {
+        return None;
+    }
+    let offset = zone.unwrap_or(i64::from(clock.utc_offset_secs));
+    let utc = days_from_civil(year, month, day) * DAY_SECS + secs - offset;
+    Some(Timestamp::from_micros(utc * 1_000_000 + micros))
+}
+
+/// Days since 1970-01-01 in the proleptic Gregorian calendar; years begin in March, so that the leap day is last.
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let month = (month + 9) % 12;
+    365 * year + year.div_euclid(4) - year.div_euclid(100)
+        + year.div_euclid(400)
+        + (153 * month + 2) / 5
+        + day
+        - 1
+        - 719_468
+}
+
+fn year_of(days: i64) -> i64 {
+    // The mean Gregorian year is 365.2425 days, so the guess is off by one at most.
+    let guess = 1970 + (days * 10_000).div_euclid(3_652_425);
+    [guess + 1, guess].into_iter().find(|year| days_from_civil(*year, 1, 1) <= days).unwrap_or(guess - 1)
+}
+
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Cursor<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn byte(&mut self, wanted: u8) -> Option<()> {
+        (self.peek()? == wanted).then(|| self.at += 1)
+    }
+
+    fn one_of(&mut self, wanted: &[u8]) -> Option<u8> {
+        let byte = self.peek().filter(|b| wanted.contains(b))?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    /// At least `min` and at most `max` digits.
+    fn number(&mut self, min: usize, max: usize) -> Option<i64> {
+        let mut number = 0;
+        let mut digits = 0;
+        while digits < max
+            && let Some(byte) = self.peek().filter(u8::is_ascii_digit)
+        {
+            number = number * 10 + i64::from(byte - b'0');
+            digits += 1;
+            self.at += 1;
+        }
+        (digits >= min).then_some(number)
+    }
+
+    /// `.123` or `,123` as microseconds, further digits dropped; zero when there is none.
+    fn fraction(&mut self) -> i64 {
+        let start = self.at;
+        if self.one_of(b".,").is_none() || !self.peek().is_some_and(|b| b.is_ascii_digit()) {
+            self.at = start;
+            return 0;
+        }
+        let mut micros = 0;
+        let mut unit = 100_000;
+        while let Some(byte) = self.peek().filter(u8::is_ascii_digit) {
+            micros += i64::from(byte - b'0') * unit;
+            unit /= 10;
+            self.at += 1;
+        }
+        micros
+    }
+
+    fn time_of_day(&mut self) -> Option<TimeOfDay> {
+        let hour = self.number(2, 2)?;
+        self.byte(b':')?;
+        let minute = self.number(2, 2)?;
+        self.byte(b':')?;
+        let second = self.number(2, 2)?;
+        // Second 60 is a leap second.
+        (hour < 24 && minute < 60 && second <= 60)
+            .then(|| (hour * 3600 + minute * 60 + second, self.fraction()))
+    }
+
+    /// `Z`, `+01:00`, `-0500`, the signed ones also behind a space; in seconds ahead of UTC.
+    fn zone(&mut self) -> Option<i64> {
+        let start = self.at;
+        if self.byte(b'Z').is_some() {
+            if self.peek().is_some_and(|b| b.is_ascii_alphanumeric()) {
+                self.at = start;
+                return None;
+            }
+            return Some(0);
+        }
+        let _ = self.byte(b' ');
+        let offset = self.one_of(b"+-").and_then(|sign| {
+            let hours = self.number(2, 2)?;
+            let _ = self.byte(b':');
+            let minutes = self.number(2, 2)?;
+            let end = !self.peek().is_some_and(|b| b.is_ascii_alphanumeric());
+            let secs = hours * 3600 + minutes * 60;
+            (end && hours <= 14 && minutes < 60).then_some(if sign == b'-' { -secs } else { secs })
+        });
+        if offset.is_none() {
+            self.at = start;
+        }
+        offset
+    }
+
+    fn month(&mut self) -> Option<i64> {
+        const MONTHS: [&[u8; 3]; 12] =
+            [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+        let name = self.bytes.get(self.at..self.at + 3)?;
+        let index = MONTHS.iter().position(|month| month.as_slice() == name)?;
+        self.at += 3;
+        i64::try_from(index + 1).ok()
+    }
+
+    /// `Tue ` or `Tue, `.
+    fn weekday(&mut self) -> bool {
+        const DAYS: [&[u8; 3]; 7] = [b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun"];
+        let named = self.bytes.get(self.at..self.at + 3).is_some_and(|name| DAYS.iter().any(|d| *d == name));
+        let start = self.at;
+        if named {
+            self.at += 3;
+            let _ = self.byte(b',');
+            if self.byte(b' ').is_some() {
+                return true;
+            }
+        }
+        self.at = start;
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-24 13:00:00 UTC.
+    const NOW: i64 = 1_795_525_200;
+
+    #[test]
+    fn every_form_is_found_and_cut() {
+        for (line, rest, secs) in [
+            ("2026-11-24 02:47:40,414 WARNING x", " WARNING x", 1_795_488_460),
+            ("2026-11-24T02:47:40.123456+01:00 host x", " host x", 1_795_484_860),
+            ("2026-11-24T02:47:40Z x", " x", 1_795_488_460),
+            ("[2026-11-24 02:47:40 +0000] [7] x", "[] [7] x", 1_795_488_460),
+            ("2026/11/24 02:47:40 [error] x", " [error] x", 1_795_488_460),
+            ("Nov 24 02:47:40 host sshd[1]: x", " host sshd[1]: x", 1_795_488_460),
+            ("<38>Nov  4 02:47:40 2026 x", "<38> 2026 x", 1_793_760_460),
+            ("Nov 25 13:00:01 host x", " host x", 1_764_075_601),
+            ("[Tue Nov 24 02:47:40.1 2026] [x]", "[] [x]", 1_795_488_460),
+            ("203.0.113.9 - - [24/Nov/2026:02:47:40 +0000] \"GET", "203.0.113.9 - - [] \"GET", 1_795_488_460),
+            ("1732416460|WARNING|x", "|WARNING|x", 1_732_416_460),
+            ("[1732416460.123] x", "[] x", 1_732_416_460),
+        ] {
+            let clock = Clock { now: Timestamp::from_secs(NOW), utc_offset_secs: 0 };
+            let found = find(line, clock).unwrap_or_else(|| panic!("no date in {line}"));
+            assert_eq!(format!("{}{}", &line[..found.span.start], &line[found.span.end..]), rest);
+            assert_eq!(found.at.as_secs(), secs, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_date_is_left_alone() {
+        for line in [
+            "",
+            "[",
+            "<1",
+            "203.0.113.9 - x",
+            "2026-13-24 02:47:40 x",
+            "2026-02-30 02:47:40 x",
+            "Nov 24 25:00:00 x",
+            "17324164600000 x",
+            "user 2026-11-24 02:47:40",
+            "x [2026-11-24 02:47:40 y",
+            "Növ 24 02:47:40",
+        ] {
+            assert_eq!(find(line, Clock::default()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_date_without_zone_is_local() {
+        let clock = Clock { now: Timestamp::from_secs(NOW), utc_offset_secs: 3600 };
+        assert_eq!(find("2026-11-24 02:47:40 x", clock).unwrap().at.as_secs(), 1_795_484_860);
+        // In a zone ahead of UTC the new year comes first.
+        let clock = Clock { now: Timestamp::from_secs(1_798_760_000), utc_offset_secs: 7200 };
+        assert_eq!(find("Jan  1 01:00:00 h x", clock).unwrap().at.as_secs(), 1_798_758_000);
+    }
+}

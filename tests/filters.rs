@@ -1,0 +1,225 @@
+//! Every shipped filter compiles, is linear, and makes of its samples what they say; and the filters people bring.
+
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
+
+use blocker::{
+    filter::{Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict, date::Clock},
+    time::Timestamp,
+};
+
+fn patterns(texts: &[&str]) -> Vec<Pattern> {
+    texts.iter().map(|text| Pattern { text: (*text).to_owned(), at: Place::default() }).collect()
+}
+
+fn shipped() -> Vec<Arc<Filter>> {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/filters"));
+    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .map(|path| {
+            let table: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+            let list = |key: &str| {
+                let texts = table.get(key).and_then(|v| v.as_array()).cloned().unwrap_or_default();
+                let texts: Vec<_> = texts.iter().map(|v| v.as_str().unwrap()).collect();
+                patterns(&texts)
+            };
+            let samples = table["sample"].as_array().unwrap().iter().map(|sample| Sample {
+                line: sample["line"].as_str().unwrap().to_owned(),
+                host: sample.get("host").map(|host| host.as_str().unwrap().to_owned()),
+                at: Place { path: path.clone(), ..Place::default() },
+            });
+            let spec = FilterSpec {
+                name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+                failregex: list("failregex"),
+                ignoreregex: list("ignoreregex"),
+                noaddress: list("noaddress"),
+                samples: samples.collect(),
+                path: path.clone(),
+                ..FilterSpec::default()
+            };
+            Arc::new(Filter::compile(spec).unwrap_or_else(|e| panic!("{e}")))
+        })
+        .collect()
+}
+
+#[test]
+fn shipped_filters_make_of_their_samples_what_they_say() {
+    let filters = shipped();
+    assert!(filters.len() >= 2);
+    for filter in filters {
+        assert!(
+            filter.samples.iter().any(|s| s.host.is_some()),
+            "{} has no sample that matches",
+            filter.name
+        );
+        assert!(
+            filter.samples.iter().any(|s| s.host.is_none()),
+            "{} has no sample that must not",
+            filter.name
+        );
+        let failures = filter.check_samples();
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+}
+
+#[test]
+fn all_shipped_filters_on_one_source_find_what_each_finds_alone() {
+    let filters = shipped();
+    let mut block = Vec::new();
+    let mut wanted = Vec::new();
+    for (index, filter) in filters.iter().enumerate() {
+        for sample in &filter.samples {
+            block.extend_from_slice(sample.line.as_bytes());
+            block.extend_from_slice(b"\r\nnoise 203.0.113.77\n\n");
+            wanted.extend(sample.host.as_deref().map(|h| (index, Verdict::Blame(parse(h)))));
+        }
+    }
+    let mut found = Vec::new();
+    SourceMatcher::new(filters.clone()).scan(&block, clock(), |line| {
+        found.extend(
+            (0..filters.len())
+                .filter_map(|i| Some((i, line.verdict(i).filter(|v| *v != Verdict::NoAddress)?))),
+        );
+    });
+    assert_eq!(found, wanted);
+}
+
+fn parse(host: &str) -> IpAddr {
+    blocker::net::parse_address(host).unwrap()
+}
+
+fn clock() -> Clock {
+    Clock { now: Timestamp::from_secs(1_795_525_200), utc_offset_secs: 0 }
+}
+
+/// What a filter of one pattern makes of a line: the address, `-` for none named, nothing for no failure.
+fn verdict(dialect: Dialect, pattern: &str, line: &[u8]) -> String {
+    let spec = FilterSpec {
+        name: "test".to_owned(),
+        dialect,
+        failregex: patterns(&[pattern]),
+        noaddress: patterns(&["ip=- "]),
+        ..FilterSpec::default()
+    };
+    let filter = Arc::new(Filter::compile(spec).unwrap_or_else(|e| panic!("{pattern}: {e}")));
+    let mut found = String::new();
+    SourceMatcher::new(vec![filter]).scan(line, clock(), |line| match line.verdict(0) {
+        Some(Verdict::Blame(address)) => found.push_str(&address.to_string()),
+        Some(Verdict::NoAddress) => found.push('-'),
+        None => {}
+    });
+    found
+}
+
+#[test]
+fn native_patterns_see_the_line_without_its_date() {
+    const DJANGO: &str =
+        r#"^\s*(?:\[?[A-Z]+\]? )?django\.auth login failed ip=<ADDR> user="(?:[^"\\]|\\.)*"$"#;
+    for (line, found) in [
+        (
+            &b"2026-11-24 02:47:40,414 WARNING django.auth login failed ip=203.0.113.9 user=\"bob\""[..],
+            "203.0.113.9",
+        ),
+        (b"django.auth login failed ip=2001:db8::1 user=\"b\\nip=1.2.3.4\"\r\n", "2001:db8::1"),
+        (b"django.auth login failed ip=- user=\"bob\"", "-"),
+        (b"x django.auth login failed ip=203.0.113.9 user=\"bob\"", ""),
+        (b"django.auth login failed ip=203.0.113.9 user=\"bob\" ip=1.2.3.4 user=\"\"", ""),
+        (b"django.auth login failed ip=203.0.113.9 user=\"b\xFFb\"\nx\n", "203.0.113.9"),
+        (b"django.auth login failed ip=999.1.1.1 user=\"bob\"", ""),
+        (b"django.auth login failed ip=01.2.3.4 user=\"bob\"", ""),
+    ] {
+        assert_eq!(verdict(Dialect::Native, DJANGO, line), found, "{}", String::from_utf8_lossy(line));
+    }
+}
+
+#[test]
+fn fail2ban_patterns_match_as_they_do_there() {
+    for (pattern, line, found) in [
+        ("Login Fail.*by <HOST>", "1732416460|WARNING|Login Fail 'bob' by 203.0.113.9", "203.0.113.9"),
+        ("Login Fail.*by <HOST>", "1732416460|WARNING|Login Fail 'bob' by 203.0.113.9.", "203.0.113.9"),
+        ("Login Fail.*by <HOST>", "Login Fail 'by 1.2.3.4' by 2001:db8::1", "2001:db8::1"),
+        ("Login Fail.*by <HOST>", "Login Fail 'bob' by ", ""),
+        ("Login Fail.*by <HOST>", "Login Fail 'bob' by 1.2.3.4.5", ""),
+        (
+            r"^\[\] \[error\] client \[<HOST>\] (?!ok)no$",
+            "[Tue Nov 24 02:47:40 2026] [error] client [::1:2] no",
+            "",
+        ),
+        (
+            r"^\[\] \[error\] client <HOST> (?!ok)no$",
+            "[Tue Nov 24 02:47:40 2026] [error] client [2001:db8::1] no",
+            "2001:db8::1",
+        ),
+        (
+            r"^<HOST> - \S+ \[\] .GET (?!/ok)",
+            "203.0.113.9 - - [24/Nov/2026:02:47:40 +0000] \"GET /no",
+            "203.0.113.9",
+        ),
+        (r"^<HOST> - \S+ \[\] .GET (?!/ok)", "203.0.113.9 - - [24/Nov/2026:02:47:40 +0000] \"GET /ok", ""),
+        (r"^ <F-NOFAIL>Connection</F-NOFAIL> from <HOST>", "Nov 24 02:47:40 Connection from 203.0.113.9", ""),
+        (r"(?P<q>['x]).*(?P=q) from <ADDR>\Z", "'a' from 203.0.113.9", "203.0.113.9"),
+        ("(?:a|b).*<HOST>", "b 203.0.113.99", "203.0.113.99"),
+        ("id <F-ID>\\S+</F-ID>", "id 203.0.113.9", "203.0.113.9"),
+    ] {
+        assert_eq!(verdict(Dialect::Fail2ban, pattern, line.as_bytes()), found, "{pattern} on {line}");
+    }
+}
+
+#[test]
+fn a_pattern_that_cannot_be_used_is_refused_with_its_place_and_a_hint() {
+    for (dialect, pattern, what) in [
+        (Dialect::Native, "failed for .*", "where the address is"),
+        (Dialect::Native, "(<ADDR>", "does not compile"),
+        (Dialect::Native, "(?!x)<ADDR>", "look-around"),
+        (Dialect::Native, "<F-USER>x</F-USER> <ADDR>", "<F-USER>"),
+        (Dialect::Fail2ban, "<HOST> <SKIPLINES> x", "<SKIPLINES>"),
+        (Dialect::Fail2ban, "(<HOST>", "does not compile"),
+    ] {
+        let at = Place { path: "f.toml".into(), line: 3, column: 5 };
+        let spec = FilterSpec {
+            dialect,
+            failregex: vec![Pattern { text: pattern.to_owned(), at }],
+            ..FilterSpec::default()
+        };
+        let message = Filter::compile(spec).unwrap_err().to_string();
+        assert!(message.starts_with("f.toml:3:5: ") && message.contains("; "), "{message}");
+        assert!(message.contains(what), "{message}");
+    }
+}
+
+#[test]
+fn a_sample_that_does_not_come_out_is_named() {
+    let sample = |line: &str, host: Option<&str>| Sample {
+        line: line.to_owned(),
+        host: host.map(str::to_owned),
+        at: Place { path: "f.toml".into(), line: 9, column: 1 },
+    };
+    let spec = FilterSpec {
+        failregex: patterns(&["bad <ADDR>$"]),
+        samples: vec![
+            sample("bad 1.2.3.4", Some("1.2.3.4")),
+            sample("bad 1.2.3.4", Some("1.2.3.5")),
+            sample("bad 1.2.3.4", None),
+            sample("good 1.2.3.4", Some("1.2.3.4")),
+            sample("bad 1.2.3.4", Some("localhost")),
+        ],
+        ..FilterSpec::default()
+    };
+    let failures = Arc::new(Filter::compile(spec).unwrap()).check_samples();
+    assert_eq!(failures.len(), 4);
+    assert!(failures.iter().all(|f| f.to_string().starts_with("f.toml:9:1: ")));
+}
+
+#[test]
+fn a_line_over_the_limit_is_skipped_and_counted() {
+    let spec = FilterSpec { failregex: patterns(&["bad <ADDR>"]), ..FilterSpec::default() };
+    let mut matcher = SourceMatcher::new(vec![Arc::new(Filter::compile(spec).unwrap())]);
+    let mut block = vec![b'x'; 70_000];
+    block.extend_from_slice(b"bad 1.2.3.4\nbad 1.2.3.5\n");
+    let mut found = Vec::new();
+    matcher.scan(&block, clock(), |line| found.extend(line.verdict(0)));
+    assert_eq!(found, [Verdict::Blame(parse("1.2.3.5"))]);
+    assert_eq!(matcher.lines_too_long(), 1);
+}
