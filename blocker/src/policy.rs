@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use crate::{engine::SourceId, filter::Filter, net::Prefix, time::BanTime};
 
 /// Everything the engine decides by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// The enabled jails.
     pub jails: Vec<Jail>,
@@ -18,6 +18,8 @@ pub struct Policy {
     pub protected: Vec<Prefix>,
     /// Bounds on what is kept.
     pub limits: Limits,
+    /// Seconds that local time is ahead of UTC, for log dates that name no zone.
+    pub utc_offset_secs: i32,
 }
 
 /// Sources, filters, and when to ban.

@@ -1,0 +1,410 @@
+//! The engine as a whole: what lines and requests lead to, and what no sequence of them can.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use blocker::{
+    engine::{Change, Command, Engine, Event, Input, Reading, Request, RequestId, Response, SourceId, diff},
+    filter::{Dialect, Filter, FilterSpec, Pattern, Place},
+    net::Prefix,
+    policy::{Jail, Limits, Policy, SourceSpec},
+    replay,
+    time::{BanTime, Timestamp, Until},
+};
+use proptest::prelude::*;
+
+const NOW: i64 = 1_795_000_000;
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_secs(NOW + secs)
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+/// Compiled once: thousands of lives share it.
+static FILTER: LazyLock<Arc<Filter>> = LazyLock::new(|| {
+    let pattern = |text: &str| vec![Pattern { text: text.to_owned(), at: Place::default() }];
+    let spec = FilterSpec {
+        name: "test".to_owned(),
+        dialect: Dialect::Native,
+        failregex: pattern("^ ?failed login from <ADDR>$"),
+        noaddress: pattern("^ ?failed login from -$"),
+        ..FilterSpec::default()
+    };
+    Arc::new(Filter::compile(spec).unwrap())
+});
+
+fn policy(allow: &[&str], protected: &[&str]) -> Policy {
+    let jail = Jail {
+        name: "test".into(),
+        sources: vec![SourceId(0)],
+        filters: vec![Arc::clone(&FILTER)],
+        maxretry: 3,
+        findtime: Duration::from_secs(600),
+        bantime: BanTime::For(Duration::from_secs(100)),
+        ignoreip: vec![prefix("192.0.2.200")],
+        ipv6_prefix: 64,
+    };
+    Policy {
+        jails: vec![jail],
+        sources: vec![SourceSpec::File("/log".into())],
+        allow: allow.iter().map(|text| prefix(text)).collect(),
+        protected: protected.iter().map(|text| prefix(text)).collect(),
+        limits: Limits { bans_max: 8, tracked_max: 16 },
+        utc_offset_secs: 0,
+    }
+}
+
+fn engine(allow: &[&str], protected: &[&str]) -> Engine {
+    Engine::new(at(0), policy(allow, protected), Vec::new(), Vec::new())
+}
+
+fn drain(engine: &mut Engine) -> Vec<Command> {
+    std::iter::from_fn(|| engine.next_command()).collect()
+}
+
+fn fail(engine: &mut Engine, secs: i64, address: &str, times: usize) -> Vec<Command> {
+    let block = format!("failed login from {address}\n").repeat(times);
+    engine.handle(
+        at(secs),
+        Input::Lines { source: SourceId(0), block: block.as_bytes(), reading: Reading::Live },
+    );
+    drain(engine)
+}
+
+fn ask(engine: &mut Engine, request: Request) -> (Response, Vec<Command>) {
+    engine.handle(at(0), Input::Operator { id: RequestId(7), request });
+    let mut commands = drain(engine);
+    match commands.pop() {
+        Some(Command::Reply(RequestId(7), response)) => (response, commands),
+        other => panic!("the reply comes last: {other:?} after {commands:?}"),
+    }
+}
+
+/// The prefixes banned by these commands, checked to be recorded before they are enforced.
+fn banned(commands: &[Command]) -> Vec<String> {
+    let position = |wanted: &Command| commands.iter().position(|command| command == wanted);
+    let enforced = commands.iter().filter_map(|command| match command {
+        Command::Enforce(change @ Change::Ban(ban)) => Some((change, ban.prefix)),
+        _ => None,
+    });
+    enforced
+        .map(|(change, prefix)| {
+            let (record, enforce) = (Command::Record(change.clone()), Command::Enforce(change.clone()));
+            assert!(position(&record).unwrap() < position(&enforce).unwrap());
+            prefix.to_string()
+        })
+        .collect()
+}
+
+#[test]
+fn the_third_failure_bans_and_later_ones_do_not_ban_again() {
+    let mut engine = engine(&[], &[]);
+    assert_eq!(banned(&fail(&mut engine, 0, "203.0.113.9", 2)), [""; 0]);
+    assert_eq!(banned(&fail(&mut engine, 1, "203.0.113.9", 5)), ["203.0.113.9"]);
+    assert_eq!(engine.snapshot().jails[0].1.already_banned, 4);
+    assert_eq!(engine.next_timeout(), Some(at(101)));
+    engine.handle(at(101), Input::Tick);
+    let over = drain(&mut engine);
+    assert!(over.contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9") })), "{over:?}");
+}
+
+#[test]
+fn ipv6_attackers_are_counted_and_banned_by_their_64() {
+    let mut engine = engine(&[], &[]);
+    let addresses = ["2001:db8::1", "2001:db8::2", "2001:db8:0:0:dead::3"];
+    let commands: Vec<Command> =
+        addresses.iter().flat_map(|address| fail(&mut engine, 0, address, 1)).collect();
+    assert_eq!(banned(&commands), ["2001:db8::/64"]);
+}
+
+#[test]
+fn a_protected_neighbour_narrows_the_ban_to_the_attacker() {
+    let mut engine = engine(&["2001:db8::7"], &["2001:db8:1::1"]);
+    assert_eq!(banned(&fail(&mut engine, 0, "2001:db8::66", 3)), ["2001:db8::66"]);
+    assert_eq!(banned(&fail(&mut engine, 0, "2001:db8:1::66", 3)), ["2001:db8:1::66"]);
+    assert_eq!(engine.snapshot().jails[0].1.spared, 2);
+}
+
+#[test]
+fn nobody_is_blamed_for_what_is_allowlisted_ignored_unbannable_or_nameless() {
+    let mut engine = engine(&["198.51.100.0/24"], &["203.0.113.1"]);
+    for address in
+        ["198.51.100.9", "203.0.113.1", "192.0.2.200", "127.0.0.1", "0.0.0.0", "224.0.0.1", "-", "::1"]
+    {
+        assert_eq!(banned(&fail(&mut engine, 0, address, 9)), [""; 0], "{address}");
+    }
+    let counters = engine.snapshot().jails[0].1;
+    assert_eq!((counters.allowlisted, counters.no_address, counters.failures), (27, 45, 0));
+}
+
+#[test]
+fn operators_are_refused_what_would_lock_them_out() {
+    let mut engine = engine(&["198.51.100.0/24"], &["203.0.113.1"]);
+    for (text, says) in [
+        ("0.0.0.0/0", "wider than /8"),
+        ("::/0", "wider than /16"),
+        ("127.0.0.1", "loopback"),
+        ("203.0.113.0/24", "203.0.113.1"),
+        ("203.0.113.1", "203.0.113.1"),
+        ("198.51.100.9", "198.51.100.0/24"),
+    ] {
+        let request =
+            Request::Ban { prefix: prefix(text), bantime: BanTime::Permanent, reason: String::new() };
+        let (response, commands) = ask(&mut engine, request);
+        let Response::Refused { reason } = response else { panic!("{text}: {response:?}") };
+        assert!(reason.contains(says), "{text}: {reason}");
+        assert_eq!(commands, [], "{text}");
+    }
+}
+
+#[test]
+fn an_address_unbans_the_prefix_it_was_banned_with() {
+    let mut engine = engine(&[], &[]);
+    fail(&mut engine, 0, "2001:db8::66", 3);
+    let (response, _) = ask(&mut engine, Request::Unban { prefix: prefix("2001:db8::66") });
+    assert_eq!(response, Response::Unbanned { prefixes: vec![prefix("2001:db8::/64")] });
+    let (response, _) = ask(&mut engine, Request::Unban { prefix: prefix("2001:db8::66") });
+    assert!(matches!(response, Response::Refused { .. }));
+}
+
+#[test]
+fn allowing_lifts_bans_inside_and_is_kept_across_a_restart() {
+    let mut engine = engine(&[], &[]);
+    fail(&mut engine, 0, "203.0.113.9", 3);
+    let (response, commands) = ask(&mut engine, Request::Allow { prefix: prefix("203.0.113.0/24") });
+    let lifted = vec![prefix("203.0.113.9")];
+    assert_eq!(response, Response::Allowed { prefix: prefix("203.0.113.0/24"), lifted });
+    assert!(commands.contains(&Command::Record(Change::Allow { prefix: prefix("203.0.113.0/24") })));
+    let mut engine = Engine::new(at(0), policy(&[], &[]), Vec::new(), engine.operator_allow());
+    assert_eq!(banned(&fail(&mut engine, 0, "203.0.113.9", 9)), [""; 0]);
+}
+
+#[test]
+fn a_new_policy_keeps_windows_and_bans_and_lifts_what_it_allows() {
+    let mut engine = engine(&[], &[]);
+    fail(&mut engine, 0, "203.0.113.9", 3);
+    fail(&mut engine, 0, "203.0.113.10", 2);
+    engine.set_policy(at(1), policy(&["203.0.113.9"], &[]));
+    let commands = drain(&mut engine);
+    assert!(
+        commands.contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9") })),
+        "{commands:?}"
+    );
+    assert!(
+        commands.contains(&Command::Enforce(Change::Allow { prefix: prefix("203.0.113.9") })),
+        "{commands:?}"
+    );
+    assert_eq!(banned(&fail(&mut engine, 2, "203.0.113.10", 1)), ["203.0.113.10"]);
+}
+
+#[test]
+fn a_restart_keeps_stored_bans_but_not_what_is_over_or_allowed_now() {
+    let mut before = engine(&[], &[]);
+    for address in ["203.0.113.1", "203.0.113.2"] {
+        fail(&mut before, 0, address, 3);
+    }
+    fail(&mut before, 50, "203.0.113.3", 3);
+    let stored = before.snapshot().bans;
+    let mut after = Engine::new(at(120), policy(&["203.0.113.2"], &[]), stored, Vec::new());
+    assert_eq!(after.desired().iter().map(|ban| ban.prefix.to_string()).collect::<Vec<_>>(), ["203.0.113.3"]);
+    let commands = drain(&mut after);
+    for gone in ["203.0.113.1", "203.0.113.2"] {
+        assert!(
+            commands.contains(&Command::Record(Change::Unban { prefix: prefix(gone) })),
+            "{gone}: {commands:?}"
+        );
+    }
+}
+
+#[test]
+fn lines_read_late_count_at_the_time_they_carry() {
+    let block = |secs: i64| {
+        let line = |minute: i64| format!("{} failed login from 203.0.113.9\n", NOW + secs + minute * 60);
+        line(0) + &line(1) + &line(2)
+    };
+    let feed = |block: String| {
+        let commands = replay::replay(policy(&[], &[]), SourceId(0), block.as_bytes(), at(0));
+        banned(&commands).len()
+    };
+    assert_eq!(feed(block(-300)), 1, "within findtime");
+    assert_eq!(feed(block(-900)), 0, "before findtime");
+}
+
+#[test]
+fn a_full_table_gives_up_the_automatic_ban_soonest_over() {
+    let mut engine = engine(&[], &[]);
+    for last in 1..=9 {
+        fail(&mut engine, last, &format!("203.0.113.{last}"), 3);
+    }
+    assert_eq!(engine.bans(), 8);
+    assert_eq!(engine.snapshot().gave_way, 1);
+    assert!(!engine.desired().iter().any(|ban| ban.prefix == prefix("203.0.113.1")));
+}
+
+#[test]
+fn the_difference_between_ledger_and_kernel_ignores_a_second() {
+    let mut engine = engine(&[], &[]);
+    for last in 1..=3 {
+        fail(&mut engine, 0, &format!("203.0.113.{last}"), 3);
+    }
+    let held = [
+        (prefix("203.0.113.1"), Until::At(at(100).saturating_add(Duration::from_millis(900)))),
+        (prefix("203.0.113.2"), Until::At(at(105))),
+        (prefix("203.0.113.77"), Until::Forever),
+    ];
+    let changes = diff(&engine.desired(), &held);
+    let shown: Vec<String> = changes
+        .iter()
+        .map(|change| match change {
+            Change::Ban(ban) => format!("+{}", ban.prefix),
+            Change::Unban { prefix } => format!("-{prefix}"),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(shown, ["-203.0.113.77", "+203.0.113.2", "+203.0.113.3"]);
+}
+
+/// One step of a random life.
+#[derive(Clone, Debug)]
+enum Step {
+    Fail(u8, usize),
+    FailV6(u8),
+    Ban(u8, u8),
+    Unban(u8, u8),
+    Allow(u8, u8),
+    Disallow(u8, u8),
+    Flush,
+    Later(u8),
+    Reload(Vec<(u8, u8)>, Vec<u8>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0_u8..16, 1_usize..5).prop_map(|(last, times)| Step::Fail(last, times)),
+        2 => (0_u8..8).prop_map(Step::FailV6),
+        2 => (0_u8..16, 24_u8..=32).prop_map(|(last, length)| Step::Ban(last, length)),
+        1 => (0_u8..16, 28_u8..=32).prop_map(|(last, length)| Step::Unban(last, length)),
+        1 => (0_u8..16, 28_u8..=32).prop_map(|(last, length)| Step::Allow(last, length)),
+        1 => (0_u8..16, 28_u8..=32).prop_map(|(last, length)| Step::Disallow(last, length)),
+        1 => Just(Step::Flush),
+        2 => (0_u8..90).prop_map(Step::Later),
+        1 => (prop::collection::vec((0_u8..16, 28_u8..=32), 0..3), prop::collection::vec(0_u8..16, 0..2))
+            .prop_map(|(allow, protected)| Step::Reload(allow, protected)),
+    ]
+}
+
+fn v4(last: u8, length: u8) -> Prefix {
+    Prefix::new([203, 0, 113, last].into(), length).unwrap()
+}
+
+/// Runs the steps and checks every command on the way; returns all commands.
+fn live(steps: &[Step]) -> Vec<Command> {
+    let mut engine = engine(&[], &[]);
+    let mut all = Vec::new();
+    let (mut allow, mut protected): (Vec<Prefix>, Vec<Prefix>) = (Vec::new(), Vec::new());
+    let mut operators: Vec<Prefix> = Vec::new();
+    let mut kernel: BTreeMap<Prefix, Until> = BTreeMap::new();
+    let mut now = at(0);
+    for step in steps {
+        let ask =
+            |engine: &mut Engine, request| engine.handle(now, Input::Operator { id: RequestId(0), request });
+        let bantime = BanTime::For(Duration::from_secs(60));
+        match step {
+            Step::Fail(last, times) => {
+                let block = format!("failed login from 203.0.113.{last}\n").repeat(*times);
+                let block = block.as_bytes();
+                engine.handle(now, Input::Lines { source: SourceId(0), block, reading: Reading::Live });
+            }
+            Step::FailV6(last) => {
+                let block = format!("failed login from 2001:db8::{last}\n").repeat(3);
+                let block = block.as_bytes();
+                engine.handle(now, Input::Lines { source: SourceId(0), block, reading: Reading::Live });
+            }
+            Step::Ban(last, length) => {
+                ask(&mut engine, Request::Ban { prefix: v4(*last, *length), bantime, reason: String::new() });
+            }
+            Step::Unban(last, length) => ask(&mut engine, Request::Unban { prefix: v4(*last, *length) }),
+            Step::Allow(last, length) => {
+                operators.push(v4(*last, *length));
+                ask(&mut engine, Request::Allow { prefix: v4(*last, *length) });
+            }
+            Step::Disallow(last, length) => {
+                operators.retain(|prefix| *prefix != v4(*last, *length));
+                ask(&mut engine, Request::Disallow { prefix: v4(*last, *length) });
+            }
+            Step::Flush => ask(&mut engine, Request::Flush),
+            Step::Later(secs) => {
+                now = now.saturating_add(Duration::from_secs((*secs).into()));
+                engine.handle(now, Input::Tick);
+            }
+            Step::Reload(new_allow, new_protected) => {
+                allow = new_allow.iter().map(|(last, length)| v4(*last, *length)).collect();
+                protected = new_protected.iter().map(|last| v4(*last, 32)).collect();
+                let mut policy = policy(&[], &[]);
+                (policy.allow, policy.protected) = (allow.clone(), protected.clone());
+                engine.set_policy(now, policy);
+            }
+        }
+        let commands = drain(&mut engine);
+        for command in &commands {
+            match command {
+                Command::Enforce(Change::Ban(ban)) => {
+                    kernel.insert(ban.prefix, ban.until);
+                }
+                Command::Enforce(Change::Unban { prefix }) => {
+                    kernel.remove(prefix);
+                }
+                Command::Enforce(Change::Flush) => kernel.clear(),
+                _ => {}
+            }
+        }
+        // C2: after every step, nothing the kernel holds lies in the allowlist or covers a protected address.
+        for banned in kernel.keys() {
+            for allowed in allow.iter().chain(&operators) {
+                assert!(
+                    !allowed.covers(*banned),
+                    "{banned} is banned inside the allowlisted {allowed} after {step:?}"
+                );
+            }
+            for own in &protected {
+                assert!(!banned.overlaps(*own), "{banned} is banned over the protected {own} after {step:?}");
+            }
+        }
+        let ledger: BTreeMap<Prefix, Until> =
+            engine.desired().into_iter().map(|ban| (ban.prefix, ban.until)).collect();
+        assert_eq!(kernel, ledger, "kernel and ledger part after {step:?}");
+        assert!(engine.bans() <= 8 && engine.snapshot().tracked <= 16);
+        all.extend(commands);
+    }
+    let recorded = replay::ledger_after(&all, usize::MAX);
+    assert_eq!(
+        recorded.iter().cloned().collect::<Vec<_>>(),
+        engine.desired(),
+        "the store would forget or invent"
+    );
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn no_life_bans_the_allowlisted_and_equal_lives_are_equal(steps in prop::collection::vec(step(), 1..40)) {
+        prop_assert_eq!(live(&steps), live(&steps));
+    }
+
+    #[test]
+    fn no_bytes_stop_the_engine(block in prop::collection::vec(any::<u8>(), 0..2_000)) {
+        let mut engine = engine(&[], &[]);
+        engine.handle(at(0), Input::Lines { source: SourceId(0), block: &block, reading: Reading::Live });
+        let notes = drain(&mut engine);
+        let only_notes = notes.iter().all(|command| matches!(command, Command::Note(Event::Failure { .. })));
+        prop_assert!(only_notes, "random bytes led to {:?}", notes);
+    }
+}
