@@ -3,7 +3,7 @@
 use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
 
 use blocker::{
-    filter::{Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict, date::Clock},
+    filter::{Clock, Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict},
     time::Timestamp,
 };
 
