@@ -3,7 +3,7 @@
 use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
 
 use blocker::{
-    filter::{Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict, date::Clock},
+    filter::{Clock, Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict},
     time::Timestamp,
 };
 
@@ -145,7 +145,7 @@ fn fail2ban_patterns_match_as_they_do_there() {
         (
             r"^\[\] \[error\] client \[<HOST>\] (?!ok)no$",
             "[Tue Nov 24 02:47:40 2026] [error] client [::1:2] no",
-            "",
+            "::1:2",
         ),
         (
             r"^\[\] \[error\] client <HOST> (?!ok)no$",

@@ -20,6 +20,7 @@ mod literal;
 mod matcher;
 mod pattern;
 
+pub use date::Clock;
 pub use matcher::{LINE_BYTES_MAX, Line, SourceMatcher};
 use pattern::{Compiled, whole_address};
 
@@ -90,7 +91,7 @@ pub struct Sample {
 }
 
 /// The present of the samples: 2001-01-01 UTC, so that every day of the year just past exists, 29 February too.
-const SAMPLE_CLOCK: date::Clock = date::Clock { now: Timestamp::from_secs(978_307_200), utc_offset_secs: 0 };
+const SAMPLE_CLOCK: Clock = Clock { now: Timestamp::from_secs(978_307_200), utc_offset_secs: 0 };
 
 /// Why a filter cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
