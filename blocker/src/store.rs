@@ -1,1 +1,353 @@
-//! The ledger on disk.
+//! The ledger on disk: bans, the operators' allowlist, a bounded history and read positions, in SQLite.
+//!
+//! One call to [`Store::record`] is one durable transaction. It knows nothing of why a change is made, nor of the
+//! kernel. `sqlite3 blocker.db` reads it.
+#![forbid(unsafe_code)]
+
+use std::{
+    fmt, fs,
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, params};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{engine::Change, ledger::Ban, net::Prefix, time::Timestamp};
+
+/// The version of the tables, in SQLite's `user_version`.
+const SCHEMA_VERSION: i64 = 1;
+/// Rows of history kept; the oldest go first.
+pub const HISTORY_MAX: i64 = 100_000;
+/// How many recorded changes pass between two prunings of the history.
+const PRUNE_EVERY: u32 = 1_000;
+const FILE: &str = "blocker.db";
+const LOCK: &str = "blocker.lock";
+
+/// Why the ledger on disk cannot be used.
+#[derive(Debug)]
+pub struct StoreError {
+    /// What was tried, on which path.
+    pub what: String,
+    /// What came of it.
+    pub cause: String,
+    /// What the operator can do; may be empty.
+    pub hint: String,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.cause)?;
+        if self.hint.is_empty() { Ok(()) } else { write!(f, "; {}", self.hint) }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// What a store held when it was opened.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Every live ban, those that are over by now included.
+    pub bans: Vec<Ban>,
+    /// What operators put on the allowlist.
+    pub allow: Vec<Prefix>,
+    /// Read positions, as they were saved.
+    pub positions: Vec<(String, String)>,
+    /// What the operator should know of the opening.
+    pub notes: Vec<String>,
+}
+
+/// The open ledger; one agent at a time holds it.
+#[derive(Debug)]
+pub struct Store {
+    connection: Connection,
+    path: PathBuf,
+    since_pruned: u32,
+    _lock: fs::File,
+}
+
+impl Store {
+    /// Opens or makes the ledger in `folder`. A file that is no database, or a damaged one, is moved aside and said
+    /// in the notes: an agent that does not start protects nobody.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or written, another agent holds it, or a newer version wrote it.
+    pub fn open(folder: &Path) -> Result<(Self, Stored), StoreError> {
+        let failed = |what: &str, hint: &str| {
+            let (what, hint) = (format!("{what} {}", folder.display()), hint.to_owned());
+            move |error: io::Error| StoreError { what, cause: error.to_string(), hint }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(
+            "make the state folder",
+            "run as root, or set `state_dir` to a folder of yours",
+        ))?;
+        let lock = lock(folder)?;
+        let path = folder.join(FILE);
+        let mut notes = Vec::new();
+        let (connection, stored) = match Self::load(&path) {
+            Ok(loaded) => loaded,
+            Err(Unusable::Damaged(why)) => {
+                let aside = move_aside(&path).map_err(failed(
+                    "move a damaged ledger aside in",
+                    "free the disk, or remove blocker.db",
+                ))?;
+                notes.push(format!(
+                    "the ledger was damaged ({why}) and is now {}; starting with an empty one, bans still in the kernel are lifted",
+                    aside.display()
+                ));
+                Self::load(&path).map_err(|unusable| unusable.into_error(&path))?
+            }
+            Err(unusable) => return Err(unusable.into_error(&path)),
+        };
+        let stored = Stored { notes, ..stored };
+        Ok((Self { connection, path, since_pruned: PRUNE_EVERY, _lock: lock }, stored))
+    }
+
+    fn load(path: &Path) -> Result<(Connection, Stored), Unusable> {
+        // SQLite makes the file with the umask's permissions; these are the ledger's own business.
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| Unusable::Refused(error.to_string()))?;
+        let connection = Connection::open(path)?;
+        // WAL with full synchronisation: a commit is on the disk when it returns (sqlite.org/wal.html).
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
+            SCHEMA_VERSION => {}
+            0 => connection.execute_batch(&format!(
+                "BEGIN;
+                 CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
+                 CREATE TABLE allow(prefix TEXT PRIMARY KEY) WITHOUT ROWID;
+                 CREATE TABLE position(file TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+                 CREATE TABLE history(id INTEGER PRIMARY KEY, at INTEGER NOT NULL, change TEXT NOT NULL);
+                 PRAGMA user_version = {SCHEMA_VERSION};
+                 COMMIT;"
+            ))?,
+            newer => return Err(Unusable::Newer(newer)),
+        }
+        let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if check != "ok" {
+            return Err(Unusable::Damaged(check));
+        }
+        let stored = Self::read(&connection)?;
+        Ok((connection, stored))
+    }
+
+    fn read(connection: &Connection) -> Result<Stored, Unusable> {
+        let mut stored = Stored::default();
+        let mut bans = connection.prepare("SELECT ban FROM ban ORDER BY prefix")?;
+        for json in bans.query_map([], |row| row.get::<_, String>(0))? {
+            let json = json?;
+            stored.bans.push(
+                serde_json::from_str(&json)
+                    .map_err(|error| Unusable::Damaged(format!("{error} in {json:?}")))?,
+            );
+        }
+        let mut allow = connection.prepare("SELECT prefix FROM allow ORDER BY prefix")?;
+        for text in allow.query_map([], |row| row.get::<_, String>(0))? {
+            stored.allow.push(text?.parse().map_err(Unusable::Damaged)?);
+        }
+        let mut positions = connection.prepare("SELECT file, position FROM position")?;
+        for row in positions.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
+            stored.positions.push(row?);
+        }
+        Ok(stored)
+    }
+
+    /// Writes these changes, in order, in one transaction that is on the disk when this returns.
+    ///
+    /// # Errors
+    /// When the disk refuses; then none of them is written.
+    pub fn record(&mut self, changes: &[Change], now: Timestamp) -> Result<(), StoreError> {
+        self.since_pruned =
+            self.since_pruned.saturating_add(u32::try_from(changes.len()).unwrap_or(u32::MAX));
+        let prune = self.since_pruned >= PRUNE_EVERY;
+        self.transaction("record a change in", |transaction| {
+            for change in changes {
+                apply(transaction, change)?;
+                let json = serde_json::to_string(change)
+                    .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+                transaction
+                    .prepare_cached("INSERT INTO history(at, change) VALUES (?1, ?2)")?
+                    .execute(params![now.as_micros(), json])?;
+            }
+            if prune {
+                transaction.execute(
+                    "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
+                    [HISTORY_MAX],
+                )?;
+            }
+            Ok(())
+        })?;
+        if prune {
+            self.since_pruned = 0;
+        }
+        Ok(())
+    }
+
+    /// Replaces bans and allowlist by what these changes make; for after a time when the disk refused.
+    ///
+    /// # Errors
+    /// When the disk refuses still.
+    pub fn rewrite(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.transaction("rewrite", |transaction| {
+            transaction.execute_batch("DELETE FROM ban; DELETE FROM allow;")?;
+            changes.iter().try_for_each(|change| apply(transaction, change))
+        })
+    }
+
+    /// Replaces the read positions.
+    ///
+    /// # Errors
+    /// When the disk refuses; the former ones stay.
+    pub fn save_positions(&mut self, positions: &[(String, String)]) -> Result<(), StoreError> {
+        self.transaction("save read positions in", |transaction| {
+            transaction.execute("DELETE FROM position", [])?;
+            let mut insert = transaction.prepare_cached("INSERT OR REPLACE INTO position VALUES (?1, ?2)")?;
+            for (file, position) in positions {
+                insert.execute(params![file, position])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The latest changes, the newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn history(&self, limit: u32) -> Result<Vec<(Timestamp, Change)>, StoreError> {
+        let read = || -> Result<Vec<_>, rusqlite::Error> {
+            let mut query =
+                self.connection.prepare_cached("SELECT at, change FROM history ORDER BY id DESC LIMIT ?1")?;
+            let rows =
+                query.query_map([limit], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+            rows.collect()
+        };
+        let rows = read().map_err(|error| self.failed("read the history of", &error))?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(at, json)| Some((Timestamp::from_micros(at), serde_json::from_str(&json).ok()?)))
+            .collect())
+    }
+
+    fn transaction(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), rusqlite::Error>,
+    ) -> Result<(), StoreError> {
+        let outcome = self.connection.transaction().and_then(|transaction| {
+            work(&transaction)?;
+            transaction.commit()
+        });
+        outcome.map_err(|error| self.failed(what, &error))
+    }
+
+    fn failed(&self, what: &str, error: &rusqlite::Error) -> StoreError {
+        StoreError {
+            what: format!("{what} {}", self.path.display()),
+            cause: error.to_string(),
+            hint: "check the disk's space and health; bans stay in force meanwhile".to_owned(),
+        }
+    }
+}
+
+fn apply(transaction: &rusqlite::Transaction<'_>, change: &Change) -> Result<(), rusqlite::Error> {
+    let run =
+        |sql: &str, prefix: &Prefix| transaction.prepare_cached(sql)?.execute([prefix.to_string()]).map(drop);
+    match change {
+        Change::Ban(ban) => {
+            let json = serde_json::to_string(ban)
+                .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2)")?
+                .execute(params![ban.prefix.to_string(), json])
+                .map(drop)
+        }
+        Change::Unban { prefix } => run("DELETE FROM ban WHERE prefix = ?1", prefix),
+        Change::Allow { prefix } => run("INSERT OR REPLACE INTO allow VALUES (?1)", prefix),
+        Change::Disallow { prefix } => run("DELETE FROM allow WHERE prefix = ?1", prefix),
+        Change::Flush => transaction.execute("DELETE FROM ban", []).map(drop),
+    }
+}
+
+/// Why a database file was not taken.
+enum Unusable {
+    Damaged(String),
+    Newer(i64),
+    Refused(String),
+}
+
+impl Unusable {
+    fn into_error(self, path: &Path) -> StoreError {
+        let (cause, hint) = match self {
+            Self::Damaged(why) => (format!("it is damaged: {why}"), "move it aside".to_owned()),
+            Self::Newer(version) => (
+                format!(
+                    "it has layout {version}, written by a newer blocker; this one knows {SCHEMA_VERSION}"
+                ),
+                "run the newer blocker, or set `state_dir` to another folder".to_owned(),
+            ),
+            Self::Refused(why) => (why, "run as root, or set `state_dir` to a folder of yours".to_owned()),
+        };
+        StoreError { what: format!("open the ledger {}", path.display()), cause, hint }
+    }
+}
+
+impl From<rusqlite::Error> for Unusable {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match error.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => Self::Damaged(error.to_string()),
+            // A table or column that is not what this version made.
+            _ if matches!(error, rusqlite::Error::InvalidColumnType(..)) => Self::Damaged(error.to_string()),
+            _ => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Takes the folder for this process; the kernel gives it back when the process ends, however it ends.
+fn lock(folder: &Path) -> Result<fs::File, StoreError> {
+    let path = folder.join(LOCK);
+    let failed = |cause: String, hint: &str| StoreError {
+        what: format!("lock {}", path.display()),
+        cause,
+        hint: hint.to_owned(),
+    };
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| failed(error.to_string(), "run as root, or set `state_dir` to a folder of yours"))?;
+    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let mut holder = String::new();
+        let _unknown = file.read_to_string(&mut holder);
+        let cause = match error {
+            rustix::io::Errno::WOULDBLOCK => format!("another agent holds it (pid {})", holder.trim()),
+            error => error.to_string(),
+        };
+        return Err(failed(cause, "stop it, or give this one a `state_dir` and `socket` of its own"));
+    }
+    let write =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    write.map_err(|error| failed(error.to_string(), "free the disk"))?;
+    Ok(file)
+}
+
+fn move_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = (1..)
+        .map(|number| path.with_file_name(format!("{FILE}.corrupt-{number}")))
+        .find(|aside| !aside.exists())
+        .unwrap_or_else(|| path.with_file_name(format!("{FILE}.corrupt")));
+    fs::rename(path, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        let _absent = fs::remove_file(path.with_file_name(format!("{FILE}{suffix}")));
+    }
+    Ok(aside)
+}

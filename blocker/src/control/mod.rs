@@ -1,1 +1,14 @@
-//! The unix socket that answers the CLI.
+//! The unix socket that answers the CLI: one JSON object a line, each way.
+//!
+//! ```text
+//! -> {"v":1,"id":7,"method":"ban","params":{"prefix":"203.0.113.9","bantime":"1h"}}
+//! <- {"v":1,"id":7,"result":{"banned":{...}}}
+//! <- {"v":1,"id":7,"error":{"code":"refused","message":"...","hint":"..."}}
+//! ```
+//!
+//! It checks who asks and whether the question is well formed; what the answer is, the agent knows.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod protocol;
+pub mod server;
