@@ -1,5 +1,6 @@
 //! Every shipped filter compiles, is linear, and makes of its samples what they say; and the filters people bring.
 
+use proptest::prelude::*;
 use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
 
 use blocker::{
@@ -222,4 +223,69 @@ fn a_line_over_the_limit_is_skipped_and_counted() {
     matcher.scan(&block, clock(), |line| found.extend(line.verdict(0)));
     assert_eq!(found, [Verdict::Blame(parse("1.2.3.5"))]);
     assert_eq!(matcher.lines_too_long(), 1);
+}
+
+/// Pieces of real and hostile lines.
+const PIECES: &[&[u8]] = &[
+    b"Nov 24 02:47:40 ",
+    b"2026-11-24T02:47:40Z ",
+    b"2026/11/24 02:47:40 ",
+    b"[",
+    b"]",
+    b"web sshd[1]: ",
+    b"sshd[1]: ",
+    b"Failed password for ",
+    b"invalid user ",
+    b"Invalid user ",
+    b"root",
+    b" from ",
+    b"203.0.113.9",
+    b"2001:db8::1",
+    b" port 22",
+    b" ssh2",
+    b"[error] 1#1: *5 ",
+    b"user \"",
+    b"\": password mismatch",
+    b", client: ",
+    b", server: _",
+    b", request: \"GET",
+    b"\n",
+    b"\r\n",
+    b"\xff",
+    b"\xc3",
+    b"\x00",
+    b" ",
+    b":",
+    b".",
+    b"9",
+    b"[preauth]",
+    b"Connection closed by authenticating user ",
+    b"(",
+    b"\xe2\x80\xa8",
+    b"<38>",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn the_prefilter_hides_no_failure_whatever_the_bytes(
+        pieces in prop::collection::vec(prop::sample::select(PIECES), 0..40),
+    ) {
+        thread_local! {
+            static FILTERS: Vec<Arc<Filter>> = shipped();
+        }
+        let block = pieces.concat();
+        let filters = FILTERS.with(Clone::clone);
+        let every_line = FilterSpec { failregex: patterns(&["<ADDR>"]), ..FilterSpec::default() };
+        let mut with_all = filters.clone();
+        with_all.push(Arc::new(Filter::compile(every_line).unwrap()));
+        let run = |matcher: Vec<Arc<Filter>>| {
+            let mut found = Vec::new();
+            SourceMatcher::new(matcher).scan(&block, clock(), |line| {
+                found.extend((0..filters.len()).filter_map(|i| Some((i, line.verdict(i)?, line.date))));
+            });
+            found
+        };
+        prop_assert_eq!(run(filters.clone()), run(with_all));
+    }
 }
