@@ -13,9 +13,9 @@ use regex_syntax::hir::{Hir, HirKind, Look};
 
 use super::pattern::whole_address;
 
-/// Tokens of one line that are tried; each may cost a walk over the line. A hostile line with more is left to the
-/// captures, which cost one.
-const TOKENS_MAX: usize = 32;
+/// Addresses of one line that are tried in full; each may cost a walk over the line. A hostile line with more is left
+/// to the captures, which cost one.
+const TOKENS_MAX: usize = 16;
 
 /// A pattern cut in two at its address.
 #[derive(Debug)]
@@ -65,25 +65,22 @@ impl Split {
             if bytes[start..end].iter().filter(|b| matches!(b, b'.' | b':')).count() < 2 {
                 continue;
             }
-            tokens += 1;
-            if tokens > TOKENS_MAX {
-                return None;
-            }
             match ends(&bytes[start..end])
                 .map(|len| start..start + len)
                 .find(|span| whole_address(text, span.clone()).is_some())
             {
-                Some(span) => {
-                    if self.behind.is_match(&text[span.end..]) && self.before.is_match(&text[..start]) {
-                        if found.is_some() {
+                Some(span) if !self.behind.is_match(&text[span.end..]) => {}
+                whole => {
+                    tokens += 1;
+                    if tokens > TOKENS_MAX {
+                        return None;
+                    }
+                    if self.before.is_match(&text[..start]) {
+                        // A second address, or a token in its place that is none.
+                        if found.is_some() || whole.is_none() {
                             return None;
                         }
-                        found = Some(span);
-                    }
-                }
-                None => {
-                    if self.before.is_match(&text[..start]) {
-                        return None;
+                        found = whole;
                     }
                 }
             }
