@@ -1,5 +1,6 @@
 //! Every shipped filter compiles, is linear, and makes of its samples what they say; and the filters people bring.
 
+use proptest::prelude::*;
 use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
 
 use blocker::{
@@ -222,4 +223,160 @@ fn a_line_over_the_limit_is_skipped_and_counted() {
     matcher.scan(&block, clock(), |line| found.extend(line.verdict(0)));
     assert_eq!(found, [Verdict::Blame(parse("1.2.3.5"))]);
     assert_eq!(matcher.lines_too_long(), 1);
+}
+
+/// Pieces of real and hostile lines.
+const PIECES: &[&[u8]] = &[
+    b"Nov 24 02:47:40 ",
+    b"2026-11-24T02:47:40Z ",
+    b"2026/11/24 02:47:40 ",
+    b"[",
+    b"]",
+    b"web sshd[1]: ",
+    b"sshd[1]: ",
+    b"Failed password for ",
+    b"invalid user ",
+    b"Invalid user ",
+    b"root",
+    b" from ",
+    b"203.0.113.9",
+    b"2001:db8::1",
+    b" port 22",
+    b" ssh2",
+    b"[error] 1#1: *5 ",
+    b"user \"",
+    b"\": password mismatch",
+    b", client: ",
+    b", server: _",
+    b", request: \"GET",
+    b"\n",
+    b"\r\n",
+    b"\xff",
+    b"\xc3",
+    b"\x00",
+    b" ",
+    b":",
+    b".",
+    b"9",
+    b"[preauth]",
+    b"Connection closed by authenticating user ",
+    b"(",
+    b"\xe2\x80\xa8",
+    b"<38>",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn the_prefilter_hides_no_failure_whatever_the_bytes(
+        pieces in prop::collection::vec(prop::sample::select(PIECES), 0..40),
+    ) {
+        thread_local! {
+            static FILTERS: Vec<Arc<Filter>> = shipped();
+        }
+        let block = pieces.concat();
+        let filters = FILTERS.with(Clone::clone);
+        let every_line = FilterSpec { failregex: patterns(&["<ADDR>"]), ..FilterSpec::default() };
+        let mut with_all = filters.clone();
+        with_all.push(Arc::new(Filter::compile(every_line).unwrap()));
+        let run = |matcher: Vec<Arc<Filter>>| {
+            let mut found = Vec::new();
+            SourceMatcher::new(matcher).scan(&block, clock(), |line| {
+                found.extend((0..filters.len()).filter_map(|i| Some((i, line.verdict(i)?, line.date))));
+            });
+            found
+        };
+        prop_assert_eq!(run(filters.clone()), run(with_all));
+    }
+}
+
+/// What daemons write around text that an attacker chooses at `@`, and bytes that the text cannot hold.
+const HOSTILE: [(&str, &str, &str); 9] = [
+    (
+        "sshd",
+        "Nov 24 02:47:40 web sshd[1]: Failed password for invalid user @ from 203.0.113.9 port 4 ssh2",
+        "\n\r",
+    ),
+    ("sshd", "Nov 24 02:47:40 web sshd[1]: Invalid user @ from 203.0.113.9 port 4", "\n\r"),
+    ("sshd", "Nov 24 02:47:40 web sshd[1]: Invalid user @ from 203.0.113.9", "\n\r"),
+    (
+        "sshd",
+        "Nov 24 02:47:40 web sshd[1]: Connection reset by authenticating user @ 203.0.113.9 port 4 [preauth]",
+        "\n\r",
+    ),
+    (
+        "sshd",
+        "Nov 24 02:47:40 web sshd[1]: Connection closed by invalid user @ 203.0.113.9 port 4 [preauth]",
+        "\n\r",
+    ),
+    (
+        "sshd",
+        "Nov 24 02:47:40 web sshd[1]: Failed none for invalid user @ from 203.0.113.9 port 4 ssh2",
+        "\n\r",
+    ),
+    ("sshd", "Nov 24 02:47:40 web app: @", "\n\r"),
+    (
+        "nginx-http-auth",
+        "2026/11/24 02:47:40 [error] 1#1: *5 user \"@\" was not found in \"/etc/p\", client: 203.0.113.9, server: _, request: \"GET / HTTP/1.1\", host: \"h\"",
+        ":",
+    ),
+    (
+        "nginx-http-auth",
+        "2026/11/24 02:47:40 [error] 1#1: *5 user \"x\": password mismatch, client: 203.0.113.9, server: _, request: \"GET @ HTTP/1.1\", host: \"h\"",
+        "\n\r",
+    ),
+];
+
+/// What an attacker would write there.
+const WORDS: &[&str] = &[
+    " ",
+    "\n",
+    "\"",
+    ":",
+    "from ",
+    " from 198.51.100.1",
+    " port 22",
+    " ssh2",
+    " [preauth]",
+    "198.51.100.1",
+    ": RSA SHA256:x",
+    "sshd[1]: ",
+    "Failed password for ",
+    "invalid user ",
+    "root",
+    "Invalid user ",
+    "authenticating user ",
+    "web ",
+    "Nov 24 02:47:40 ",
+    "2026/11/24 02:47:40 ",
+    "[error] 1#1: *5 ",
+    "user \"",
+    " was not found in \"/x\"",
+    ", client: ",
+    ": password mismatch",
+    ", server: _",
+    ", request: \"GET / HTTP/1.1\"",
+    "2001:db8::bad",
+    "Connection closed by ",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn text_that_an_attacker_chooses_moves_no_blame(
+        template in prop::sample::select(&HOSTILE[..]),
+        words in prop::collection::vec(prop::sample::select(WORDS), 0..12),
+    ) {
+        thread_local! {
+            static FILTERS: Vec<Arc<Filter>> = shipped();
+        }
+        let (name, line, excluded) = template;
+        let text: String = words.concat().chars().filter(|c| !excluded.contains(*c)).collect();
+        let filters: Vec<_> = FILTERS.with(Clone::clone).into_iter().filter(|f| *f.name == *name).collect();
+        let line = line.replacen('@', &text, 1);
+        let mut blamed = Vec::new();
+        SourceMatcher::new(filters).scan(line.as_bytes(), clock(), |line| blamed.extend(line.verdict(0)));
+        blamed.retain(|verdict| *verdict != Verdict::Blame(parse("203.0.113.9")));
+        prop_assert_eq!(blamed, [], "{}", line);
+    }
 }

@@ -11,6 +11,9 @@ const V4: &str = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}";
 const V6: &str =
     r"(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{1,4}|:)|[0-9A-Fa-f]{1,4}::";
 
+/// The token does not start inside a word, so `.*<ADDR>` finds all of 11.2.3.4. The linear engine's alone.
+pub(super) const START_OF_TOKEN: &str = r"(?-u:\b{start-half})";
+
 /// A pattern in the `regex` crate's language.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Translated {
@@ -38,7 +41,7 @@ pub(super) fn translate(text: &str, dialect: Dialect) -> Result<Translated, Comp
 fn host_group(inner: &str, hosts: &mut u32) -> String {
     *hosts += 1;
     let name = if *hosts == 1 { "host".to_owned() } else { format!("host_{hosts}") };
-    format!("(?P<{name}>{inner})")
+    format!("{START_OF_TOKEN}(?P<{name}>{inner})")
 }
 
 /// The name of a tag such as `<HOST>` at the start of `text`.
@@ -63,7 +66,6 @@ fn native(text: &str, hosts: &mut u32) -> Result<String, Complaint> {
             continue;
         }
         if let Some(name) = tag(rest).filter(|_| !named_group) {
-            // The token does not start inside a word, so `.*<ADDR>` finds all of 11.2.3.4.
             let inner = match name {
                 "HOST" | "ADDR" => format!(r"{V4}|{V6}"),
                 "IP4" => V4.to_owned(),
@@ -75,7 +77,6 @@ fn native(text: &str, hosts: &mut u32) -> Result<String, Complaint> {
                     ));
                 }
             };
-            out.push_str(r"(?-u:\b{start-half})");
             out.push_str(&host_group(&inner, hosts));
             rest = &rest[name.len() + 2..];
             continue;

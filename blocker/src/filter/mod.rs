@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `dialect` | pattern text, ours or fail2ban's, to the `regex` crate's language |
 //! | `pattern` | one compiled pattern; what is a whole address |
+//! | `split` | finds the address without captures, where the pattern's shape allows |
 //! | `literal` | the text a line must hold for a pattern to match |
 //! | `date` | finds the date of a line |
 //! | `matcher` | all filters of a source over whole blocks |
@@ -19,6 +20,7 @@ mod dialect;
 mod literal;
 mod matcher;
 mod pattern;
+mod split;
 
 pub use date::Clock;
 pub use matcher::{LINE_BYTES_MAX, Line, SourceMatcher};

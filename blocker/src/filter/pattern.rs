@@ -10,6 +10,7 @@ use super::{
     Dialect, FilterError, Pattern,
     dialect::{self, Translated},
     literal,
+    split::Split,
 };
 use crate::net::parse_address;
 
@@ -25,6 +26,8 @@ pub(super) struct Compiled {
     /// One of them is in every text that matches; `None` when nothing is known.
     pub(super) literals: Option<Vec<Vec<u8>>>,
     finder: Option<Finder<'static>>,
+    /// The quick way to the address, where the pattern has the shape for it.
+    split: Option<Split>,
     hosts: Vec<usize>,
     content: Option<usize>,
     nofail: Option<usize>,
@@ -69,7 +72,7 @@ impl Compiled {
                 ));
             }
             (Err(_), Dialect::Fail2ban) => {
-                let fancy = fancy_regex::RegexBuilder::new(&full)
+                let fancy = fancy_regex::RegexBuilder::new(&full.replace(dialect::START_OF_TOKEN, ""))
                     .backtrack_limit(BACKTRACK_STEPS_MAX)
                     .delegate_size_limit(COMPILED_BYTES_MAX)
                     .build()
@@ -104,7 +107,12 @@ impl Compiled {
             [only] => Some(Finder::new(only).into_owned()),
             _ => None,
         });
-        Ok(Self { engine, literals, finder, hosts, content: group("content"), nofail: group("nofail") })
+        let (content, nofail) = (group("content"), group("nofail"));
+        let split = match (&engine, hosts.as_slice(), content, nofail) {
+            (Engine::Linear(_), [_], None, None) => Split::new(&required),
+            _ => None,
+        };
+        Ok(Self { engine, split, literals, finder, hosts, content, nofail })
     }
 
     /// Whether some part of it captures an address.
@@ -126,6 +134,9 @@ impl Compiled {
     pub(super) fn find(&self, text: &str) -> Option<Hit> {
         if self.finder.as_ref().is_some_and(|finder| finder.find(text.as_bytes()).is_none()) {
             return None;
+        }
+        if let Some(host) = self.split.as_ref().and_then(|split| split.find(text)) {
+            return Some(Hit { host: Some(host), ..Hit::default() });
         }
         match &self.engine {
             Engine::Linear(regex) => {
