@@ -180,6 +180,18 @@ impl Findings {
     }
 
     pub(super) fn finish(mut self) -> Result<Vec<Diagnostic>, ConfigErrors> {
+        // In the order of the files' lines; a filter that two jails import says everything twice.
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for finding in &self.list {
+            if !paths.contains(&finding.place.path) {
+                paths.push(finding.place.path.clone());
+            }
+        }
+        self.list.sort_by_key(|finding| {
+            let path = paths.iter().position(|path| *path == finding.place.path);
+            (path, finding.place.line, finding.place.column)
+        });
+        self.list.dedup();
         if self.dropped > 0
             && let Some(last) = self.list.last()
         {

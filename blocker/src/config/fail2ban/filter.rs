@@ -70,7 +70,7 @@ fn collect_tags(layers: &Layers, given: &Tags) -> Result<Tags, String> {
         }
     };
     for (section, options) in &layers.sections {
-        for option in layers.defaults.keys().chain(options.keys()) {
+        for option in options.keys() {
             put(section, option, format!("{section}/{option}"));
         }
     }
