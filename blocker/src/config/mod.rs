@@ -1,1 +1,92 @@
-//! What the operator wrote.
+//! What the operator wrote: blocker's TOML, its filter files, and fail2ban's files where they are imported.
+//!
+//! [`load`] reads everything that a configuration names and either hands over a whole [`Config`] or says everything
+//! that is wrong with it; it changes nothing, so a reload with a bad file leaves the running agent as it is. Our own
+//! files are strict: any error refuses the load. Imported files are taken as they are: what cannot be carried over
+//! is a warning that says why, and takes at most its own jail down. No name is resolved and no log is opened here.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use crate::policy::Policy;
+
+mod diagnostic;
+mod fail2ban;
+mod filters;
+mod jails;
+mod main_file;
+mod reader;
+
+pub use diagnostic::{ConfigErrors, DIAGNOSTICS_MAX, Diagnostic, FILE_BYTES_MAX, Severity, place_text};
+pub use filters::{BUILT_IN, read_filter};
+pub use jails::{JAIL_NAME_BYTES_MAX, JailReport, JailState, Origin, SOURCES_MAX, Setting};
+
+use diagnostic::{Document, Findings};
+
+/// A configuration in which everything was checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// What the engine decides by; `protected` is empty, since only the running host knows it.
+    pub policy: Policy,
+    /// Where bans go.
+    pub enforce: EnforceConfig,
+    /// The control socket; default `/run/blocker/blocker.sock`.
+    pub socket: PathBuf,
+    /// What outlives a restart; default `/var/lib/blocker`.
+    pub state_dir: PathBuf,
+    /// What was not carried over, and why.
+    pub warnings: Vec<Diagnostic>,
+    /// Every jail that was found, also those that do not run.
+    pub jails: Vec<JailReport>,
+}
+
+/// `[enforce]`; the size of the ban table is in the policy's limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnforceConfig {
+    /// Which kernel half; default `auto`.
+    pub backend: Backend,
+    /// Which interfaces; default `auto`.
+    pub interfaces: Interfaces,
+    /// Where links and maps are pinned; default `/sys/fs/bpf/blocker`.
+    pub pin_dir: PathBuf,
+}
+
+/// Which kernel half drops packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The best that works here.
+    Auto,
+    /// XDP or nothing.
+    Xdp,
+    /// nftables or nothing.
+    Nftables,
+}
+
+/// Where the kernel half is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interfaces {
+    /// Every interface that a default route leaves by.
+    Auto,
+    /// These, by name; whether they exist is seen when they are attached.
+    Named(Vec<String>),
+}
+
+/// Reads the configuration at `path` with everything that it names.
+///
+/// # Errors
+/// Everything that is wrong, up to [`DIAGNOSTICS_MAX`] findings, each with file, line, column and key.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let doc = Document::read(path).map_err(|unreadable| ConfigErrors(vec![*unreadable]))?;
+    let mut findings = Findings::default();
+    let config = main_file::read(&doc, &mut findings);
+    findings.finish().map(|warnings| Config { warnings, ..config })
+}
+
+/// The first TOML syntax error, with its place; those after it are mostly its consequences.
+fn syntax_error(doc: &Document, findings: &mut Findings, errors: &[toml::de::Error]) {
+    let Some(error) = errors.first() else { return };
+    let span = error.span().unwrap_or(0..0);
+    findings.error(doc, span, "", error.message().to_owned(), "");
+}

@@ -1,0 +1,219 @@
+//! Native filters: TOML files, the shipped ones embedded in the binary.
+//!
+//! A filter is looked for as `NAME.toml` in each of `filter_dirs`, then among the built-in ones, so a site can
+//! replace a shipped filter without touching the package. Reads files into [`FilterSpec`]; what a pattern means is
+//! [`Filter`]'s business.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    diagnostic::{ConfigErrors, Diagnostic, Document, Findings, Severity, suggest},
+    reader::{Reader, Table},
+};
+use crate::{
+    filter::{Dialect, Filter, FilterSpec, Sample},
+    net::parse_address,
+};
+
+/// The shipped filters: name and TOML text.
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("django", include_str!("../../../config/filters/django.toml")),
+    ("django-login-fail", include_str!("../../../config/filters/django-login-fail.toml")),
+    ("nginx-http-auth", include_str!("../../../config/filters/nginx-http-auth.toml")),
+    ("sshd", include_str!("../../../config/filters/sshd.toml")),
+];
+
+const KEYS: &[&str] = &["description", "failregex", "ignoreregex", "noaddress", "prefregex", "sample"];
+const SAMPLE_KEYS: &[&str] = &["line", "host", "user"];
+
+/// Reads the text of a native filter file; the name is the stem of `path`.
+///
+/// # Errors
+/// Every refusal in the file, each with line, column and key.
+pub fn read_filter(text: &str, path: &Path) -> Result<FilterSpec, ConfigErrors> {
+    let doc = Document::new(path, text.to_owned());
+    let mut findings = Findings::default();
+    let spec = read(&doc, &mut findings);
+    findings.finish().map(|_warnings| spec)
+}
+
+fn read(doc: &Document, findings: &mut Findings) -> FilterSpec {
+    let mut spec = FilterSpec {
+        name: doc.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
+        path: doc.path.clone(),
+        dialect: Dialect::Native,
+        ..FilterSpec::default()
+    };
+    let (root, syntax) = DeTable::parse_recoverable(&doc.text);
+    super::syntax_error(doc, findings, &syntax);
+    if !syntax.is_empty() {
+        return spec;
+    }
+    let mut reader = Reader { doc, findings };
+    let table = Table { entries: root.get_ref(), key: "" };
+    reader.only(table, KEYS);
+    if let Some((text, _)) = reader.text(table, "description") {
+        text.clone_into(&mut spec.description);
+    }
+    spec.failregex = reader.patterns(table, "failregex");
+    spec.ignoreregex = reader.patterns(table, "ignoreregex");
+    spec.noaddress = reader.patterns(table, "noaddress");
+    if let Some((text, span)) = reader.text(table, "prefregex") {
+        spec.prefregex = Some(crate::filter::Pattern { text: text.to_owned(), at: doc.place(span.start) });
+    }
+    if spec.failregex.is_empty() && reader.findings.errors() == 0 {
+        let hint = "add failregex = ['...<ADDR>...']";
+        reader.error(0..0, "failregex", "this filter has no pattern".to_owned(), hint);
+    }
+    samples(&mut reader, table, &mut spec);
+    spec
+}
+
+fn samples(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut FilterSpec) {
+    let Some(value) = reader.value(table, "sample") else { return };
+    let DeValue::Array(list) = value.get_ref() else {
+        let message = format!("this is a TOML {}", value.get_ref().type_str());
+        reader.error(value.span(), "sample", message, "write one [[sample]] table per line");
+        return;
+    };
+    for element in list.iter() {
+        let DeValue::Table(entries) = element.get_ref() else {
+            let message = format!("this is a TOML {}", element.get_ref().type_str());
+            reader.error(element.span(), "sample", message, "write one [[sample]] table per line");
+            continue;
+        };
+        let sample = Table { entries, key: "sample" };
+        reader.only(sample, SAMPLE_KEYS);
+        let host = reader.text(sample, "host");
+        reader.text(sample, "user");
+        if let Some((text, span)) = &host
+            && parse_address(text).is_none()
+        {
+            let message = format!("{text:?} is not an IP address");
+            reader.error(
+                span.clone(),
+                "sample.host",
+                message,
+                "leave `host` out for a line that is no failure",
+            );
+        }
+        match reader.text(sample, "line") {
+            Some((line, span)) => spec.samples.push(Sample {
+                line: line.to_owned(),
+                host: host.map(|(text, _)| text.to_owned()),
+                at: reader.doc.place(span.start),
+            }),
+            None => {
+                let hint = "add line = '...', a whole line as the daemon writes it";
+                reader.error(element.span(), "sample.line", "this sample has no line".to_owned(), hint);
+            }
+        }
+    }
+}
+
+/// Compiled filters by name, each read once per load.
+#[derive(Debug)]
+pub(super) struct FilterStore {
+    /// Looked in before the built-in filters.
+    dirs: Vec<PathBuf>,
+    seen: BTreeMap<String, Option<Arc<Filter>>>,
+}
+
+impl FilterStore {
+    /// A store that looks in these directories before the built-in filters.
+    pub(super) fn new(dirs: Vec<PathBuf>) -> Self {
+        Self { dirs, seen: BTreeMap::new() }
+    }
+
+    /// The filter named at `span` of the jail that `reader` reads; what is wrong with it is reported, once.
+    pub(super) fn get(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &str,
+        span: std::ops::Range<usize>,
+        key: &str,
+    ) -> Option<Arc<Filter>> {
+        if let Some(known) = self.seen.get(name) {
+            return known.clone();
+        }
+        let filter = match self.find(name) {
+            Some(Ok(doc)) => {
+                let before = reader.findings.errors();
+                let spec = read(&doc, reader.findings);
+                if reader.findings.errors() > before { None } else { compile(&spec, &doc, reader.findings) }
+            }
+            Some(Err(unreadable)) => {
+                reader.findings.push(*unreadable);
+                None
+            }
+            None => {
+                let hint = suggest(name, BUILT_IN.iter().map(|(known, _)| *known));
+                let looked = match self.dirs.as_slice() {
+                    [] => "among the built-in filters".to_owned(),
+                    dirs => format!(
+                        "in {} or among the built-in filters",
+                        dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
+                    ),
+                };
+                reader.error(span, key, format!("there is no filter {name:?} {looked}"), &hint);
+                None
+            }
+        };
+        self.seen.insert(name.to_owned(), filter.clone());
+        filter
+    }
+
+    fn find(&self, name: &str) -> Option<Result<Document, Box<Diagnostic>>> {
+        // A name with a slash would leave the filter directories.
+        if name.is_empty() || name.contains(['/', '\0']) {
+            return None;
+        }
+        for dir in &self.dirs {
+            let path = dir.join(format!("{name}.toml"));
+            if path.exists() {
+                return Some(Document::read(&path));
+            }
+        }
+        let (_, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
+        Some(Ok(Document::new(&PathBuf::from(format!("built-in:{name}.toml")), (*text).to_owned())))
+    }
+}
+
+fn compile(spec: &FilterSpec, doc: &Document, findings: &mut Findings) -> Option<Arc<Filter>> {
+    match Filter::compile(spec.clone()) {
+        Ok(filter) => Some(Arc::new(filter)),
+        Err(error) => {
+            findings.push(refused_filter(&error, "failregex", Some(doc), Severity::Error));
+            None
+        }
+    }
+}
+
+/// A filter that does not compile, as a finding.
+pub(super) fn refused_filter(
+    error: &crate::filter::FilterError,
+    key: &str,
+    doc: Option<&Document>,
+    severity: Severity,
+) -> Diagnostic {
+    let (message, hint) = (error.what.clone(), error.hint.as_str());
+    match doc.filter(|doc| doc.path == error.at.path && error.at.line > 0) {
+        Some(doc) => {
+            let start = doc.offset(&error.at);
+            let width = doc.text.get(start..).and_then(|rest| rest.lines().next()).map_or(0, str::len);
+            doc.diagnostic(severity, start..start + width, key, message, hint)
+        }
+        None => Diagnostic {
+            place: error.at.clone(),
+            key: key.to_owned(),
+            ..Diagnostic::about_file(severity, &error.at.path, message, hint)
+        },
+    }
+}

@@ -1,0 +1,346 @@
+//! Reads `blocker.toml` itself.
+//!
+//! Paths of what is read together with it (`filter_dirs`, `[import]`) may be relative to its own directory; paths of
+//! what exists at run time (logs, sockets, state) must be absolute. In our own language a jail runs unless it says
+//! `enabled = false`, and a ban lasts an hour; everything else has fail2ban's defaults.
+#![forbid(unsafe_code)]
+
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use toml::de::DeTable;
+
+use super::{
+    Backend, Config, EnforceConfig, Interfaces,
+    diagnostic::{Document, Findings, suggest},
+    fail2ban,
+    filters::{self, FilterStore},
+    jails::{self, Draft, JailState, Jails, Origin, Rules},
+    reader::{Reader, Table},
+    syntax_error,
+};
+use crate::{
+    filter::{Filter, FilterSpec},
+    policy::{Limits, Policy},
+};
+
+/// How long a ban lasts where nothing says otherwise.
+pub(super) const BANTIME: Duration = Duration::from_secs(3_600);
+
+/// Most bans at once that may be configured: the kernel tables then take about 400 MB.
+const BANS_CEILING: u64 = 4_194_304;
+
+const KEYS: &[&str] =
+    &["allowlist", "state_dir", "socket", "enforce", "defaults", "import", "filter_dirs", "jail"];
+const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
+const RULE_KEYS: &[&str] = &["maxretry", "findtime", "bantime", "ignoreip", "ipv6_prefix"];
+const JAIL_KEYS: &[&str] = &[
+    "enabled",
+    "files",
+    "socket",
+    "filters",
+    "failregex",
+    "ignoreregex",
+    "maxretry",
+    "findtime",
+    "bantime",
+    "ignoreip",
+    "ipv6_prefix",
+];
+
+/// Reads the whole file; the result is only meant for use when no error was found.
+pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
+    let mut config = Config {
+        path: doc.path.clone(),
+        policy: Policy {
+            jails: Vec::new(),
+            sources: Vec::new(),
+            allow: Vec::new(),
+            protected: Vec::new(),
+            limits: Limits::default(),
+        },
+        enforce: EnforceConfig {
+            backend: Backend::Auto,
+            interfaces: Interfaces::Auto,
+            pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
+        },
+        socket: PathBuf::from("/run/blocker/blocker.sock"),
+        state_dir: PathBuf::from("/var/lib/blocker"),
+        warnings: Vec::new(),
+        jails: Vec::new(),
+    };
+    let (root, syntax) = DeTable::parse_recoverable(&doc.text);
+    syntax_error(doc, findings, &syntax);
+    if !syntax.is_empty() {
+        // What a broken file seems to say would only add errors that are none.
+        return config;
+    }
+    let mut reader = Reader { doc, findings };
+    let table = Table { entries: root.get_ref(), key: "" };
+    reader.only(table, KEYS);
+    if let Some((allow, _)) = reader.prefixes(table, "allowlist") {
+        config.policy.allow = allow;
+    }
+    path_into(&mut reader, table, "state_dir", &mut config.state_dir);
+    path_into(&mut reader, table, "socket", &mut config.socket);
+    enforce(&mut reader, table, &mut config);
+    let rules = defaults(&mut reader, table);
+    let mut filters = FilterStore::new(filter_dirs(&mut reader, table));
+    let mut jails = Jails::default();
+    own_jails(&mut reader, table, &rules, &mut filters, &mut jails);
+    import(&mut reader, table, &mut config, &mut jails);
+    config.policy.jails = jails.jails;
+    config.policy.sources = jails.sources;
+    config.policy.allow.sort_unstable();
+    config.policy.allow.dedup();
+    config.jails = jails.reports;
+    config
+}
+
+fn path_into(reader: &mut Reader<'_>, table: Table<'_>, name: &str, path: &mut PathBuf) {
+    if let Some((text, span)) = reader.text(table, name)
+        && let Some(absolute) = reader.absolute(text, span, &table.key_of(name))
+    {
+        *path = absolute;
+    }
+}
+
+fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
+    let Some((entries, _)) = reader.table(root, "enforce") else { return };
+    let table = Table { entries, key: "enforce" };
+    reader.only(table, ENFORCE_KEYS);
+    if let Some((text, span)) = reader.text(table, "backend") {
+        match text {
+            "auto" => config.enforce.backend = Backend::Auto,
+            "xdp" => config.enforce.backend = Backend::Xdp,
+            "nftables" => config.enforce.backend = Backend::Nftables,
+            _ => {
+                let hint = suggest(text, ["auto", "xdp", "nftables"]);
+                reader.error(span, "enforce.backend", format!("there is no backend {text:?}"), &hint);
+            }
+        }
+    }
+    if let Some(value) = reader.value(table, "interfaces") {
+        if value.get_ref().is_str() {
+            let text = value.get_ref().as_str().unwrap_or_default();
+            if text != "auto" {
+                let hint = format!("write \"auto\", or a list of names: [{text:?}]");
+                let message = format!("{text:?} is not \"auto\"");
+                reader.error(value.span(), "enforce.interfaces", message, &hint);
+            }
+        } else if let Some(names) = reader.texts(table, "interfaces") {
+            let names: Vec<String> =
+                names.into_iter().filter_map(|(name, span)| interface(reader, name, span)).collect();
+            if names.is_empty() {
+                let hint = "write \"auto\", or a list of names: [\"eth0\"]";
+                reader.error(value.span(), "enforce.interfaces", "no interface is named".to_owned(), hint);
+            }
+            config.enforce.interfaces = Interfaces::Named(names);
+        }
+    }
+    if let Some((bans, _)) = reader.number(table, "max_bans", 1..BANS_CEILING + 1) {
+        config.policy.limits.bans_max = usize::try_from(bans).unwrap_or(usize::MAX);
+    }
+    path_into(reader, table, "pin_dir", &mut config.enforce.pin_dir);
+}
+
+/// An interface name as the kernel allows it: 1 to 15 bytes (IFNAMSIZ), no slash, colon or space.
+fn interface(reader: &mut Reader<'_>, name: &str, span: Range<usize>) -> Option<String> {
+    let fits = (1..=15).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.bytes().any(|b| matches!(b, b'/' | b':' | 0) || b.is_ascii_whitespace());
+    if !fits {
+        let message = format!("{name:?} cannot be the name of an interface");
+        reader.error(span, "enforce.interfaces", message, "`ip link` lists the names");
+    }
+    fits.then(|| name.to_owned())
+}
+
+fn defaults(reader: &mut Reader<'_>, root: Table<'_>) -> Rules {
+    let mut rules = Rules::with_bantime(BANTIME);
+    if let Some((entries, _)) = reader.table(root, "defaults") {
+        let table = Table { entries, key: "defaults" };
+        reader.only(table, RULE_KEYS);
+        read_rules(reader, table, &mut rules);
+    }
+    rules
+}
+
+fn read_rules(reader: &mut Reader<'_>, table: Table<'_>, rules: &mut Rules) {
+    let small = |(n, at): (u64, _)| (u32::try_from(n).unwrap_or(u32::MAX), at);
+    rules.maxretry.replace(reader.number(table, "maxretry", 1..10_001).map(small));
+    rules.findtime.replace(reader.find_time(table, "findtime"));
+    rules.bantime.replace(reader.ban_time(table, "bantime"));
+    rules.ignoreip.replace(reader.prefixes(table, "ignoreip"));
+    let length = |(n, at): (u64, _)| (u8::try_from(n).unwrap_or(128), at);
+    rules.ipv6_prefix.replace(reader.number(table, "ipv6_prefix", 1..129).map(length));
+}
+
+fn filter_dirs(reader: &mut Reader<'_>, root: Table<'_>) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    for (text, span) in reader.texts(root, "filter_dirs").unwrap_or_default() {
+        let dir = beside(reader.doc, text);
+        if dir.is_dir() {
+            dirs.push(dir);
+        } else {
+            let message = format!("there is no directory {}", dir.display());
+            reader.error(span, "filter_dirs", message, "create it or take it out of the list");
+        }
+    }
+    dirs
+}
+
+/// A path relative to the directory of the file that names it.
+fn beside(doc: &Document, text: &str) -> PathBuf {
+    doc.path.parent().map_or_else(|| PathBuf::from(text), |dir| dir.join(text))
+}
+
+fn own_jails(
+    reader: &mut Reader<'_>,
+    root: Table<'_>,
+    rules: &Rules,
+    filters: &mut FilterStore,
+    jails: &mut Jails,
+) {
+    let Some((entries, _)) = reader.table(root, "jail") else { return };
+    // The parser sorts keys; people expect the order of the file.
+    let mut names: Vec<_> = entries.keys().collect();
+    names.sort_by_key(|name| name.span().start);
+    for name in names {
+        let key = format!("jail.{}", name.get_ref());
+        if !jails::is_jail_name(name.get_ref()) {
+            let hint = format!(
+                "use letters, digits, `-`, `_`, `.`, `@`; at most {} of them",
+                jails::JAIL_NAME_BYTES_MAX
+            );
+            reader.error(name.span(), &key, format!("{:?} cannot name a jail", name.get_ref()), &hint);
+            continue;
+        }
+        let root = Table { entries, key: "jail" };
+        if let Some((entries, _)) = reader.table(root, name.get_ref()) {
+            let table = Table { entries, key: &key };
+            let draft = jail(reader, table, name.get_ref(), name.span(), rules.clone(), filters);
+            if !jails.add(draft) {
+                let message = format!("more than {} sources in all", jails::SOURCES_MAX);
+                reader.error(name.span(), &key, message, "name fewer files, or use a pattern such as *.log");
+            }
+        }
+    }
+}
+
+fn jail(
+    reader: &mut Reader<'_>,
+    table: Table<'_>,
+    name: &str,
+    span: Range<usize>,
+    mut rules: Rules,
+    store: &mut FilterStore,
+) -> Draft {
+    let errors_before = reader.findings.errors();
+    reader.only(table, JAIL_KEYS);
+    read_rules(reader, table, &mut rules);
+    let enabled = reader.boolean(table, "enabled").is_none_or(|(enabled, _)| enabled);
+    let mut files = Vec::new();
+    let key = table.key_of("files");
+    for (text, span) in reader.texts(table, "files").unwrap_or_default() {
+        let Some(path) = reader.absolute(text, span.clone(), &key) else { continue };
+        match jails::unusable_log(&path) {
+            Some(why) => reader.error(span, &key, why.to_owned(), "write for example \"/var/log/app/*.log\""),
+            None => files.push(path),
+        }
+    }
+    let key = table.key_of("socket");
+    let socket = reader.text(table, "socket").and_then(|(text, span)| reader.absolute(text, span, &key));
+    let named = reader.texts(table, "filters").unwrap_or_default();
+    let has_inline = reader.value(table, "failregex").is_some();
+    if enabled {
+        if reader.value(table, "files").is_none() && socket.is_none() {
+            let hint = "add files = [\"/var/log/...\"] or socket = \"/run/...\", or enabled = false";
+            reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
+        } else if files.is_empty() && socket.is_none() && reader.findings.errors() == errors_before {
+            let hint = "add a file to the list, or enabled = false";
+            reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
+        }
+        if named.is_empty() && !has_inline {
+            let hint = "add filters = [\"...\"], or enabled = false";
+            reader.error(span.clone(), &table.key_of("filters"), "this jail has no filter".to_owned(), hint);
+        }
+    }
+    let mut filters = Vec::new();
+    if enabled {
+        let key = table.key_of("filters");
+        for (name, span) in &named {
+            filters.extend(store.get(reader, name, span.clone(), &key));
+        }
+    }
+    if has_inline || reader.value(table, "ignoreregex").is_some() {
+        filters.extend(inline_filter(reader, table, name));
+    }
+    Draft {
+        name: name.to_owned(),
+        at: reader.doc.place(span.start),
+        origin: Origin::Toml,
+        state: if enabled { JailState::Enabled } else { JailState::Disabled },
+        sources: jails::file_sources(files, socket),
+        filter_names: named
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .chain(has_inline.then(|| format!("jail.{name}")))
+            .collect(),
+        filters,
+        rules,
+    }
+}
+
+/// The filter written in the jail itself.
+fn inline_filter(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Option<Arc<Filter>> {
+    let spec = FilterSpec {
+        name: format!("jail.{name}"),
+        path: reader.doc.path.clone(),
+        failregex: reader.patterns(table, "failregex"),
+        ignoreregex: reader.patterns(table, "ignoreregex"),
+        ..FilterSpec::default()
+    };
+    if spec.failregex.is_empty() {
+        if let Some(value) = reader.value(table, "ignoreregex")
+            && reader.value(table, "failregex").is_none()
+        {
+            let message = "`ignoreregex` belongs to a `failregex` in the same jail".to_owned();
+            reader.error(
+                value.span(),
+                &table.key_of("ignoreregex"),
+                message,
+                "put it into the filter's own file",
+            );
+        }
+        return None;
+    }
+    match Filter::compile(spec) {
+        Ok(filter) => Some(Arc::new(filter)),
+        Err(error) => {
+            let severity = super::Severity::Error;
+            let key = table.key_of("failregex");
+            reader.findings.push(filters::refused_filter(&error, &key, Some(reader.doc), severity));
+            None
+        }
+    }
+}
+
+fn import(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config, jails: &mut Jails) {
+    let Some((entries, span)) = reader.table(root, "import") else { return };
+    let table = Table { entries, key: "import" };
+    reader.only(table, &["fail2ban"]);
+    let Some((text, at)) = reader.text(table, "fail2ban") else {
+        if reader.value(table, "fail2ban").is_none() {
+            let hint = "add fail2ban = \"/etc/fail2ban\"";
+            reader.error(span, "import", "nothing is imported here".to_owned(), hint);
+        }
+        return;
+    };
+    let dir = beside(reader.doc, text);
+    if !dir.is_dir() {
+        let message = format!("there is no directory {}", dir.display());
+        reader.error(at, "import.fail2ban", message, "name the directory that holds jail.conf or jail.local");
+        return;
+    }
+    fail2ban::import(&dir, reader.findings, jails, &mut config.policy.allow);
+}

@@ -1,0 +1,434 @@
+//! Configurations in, findings out: the tables are `tests/corpus/config/*.toml` with what must be said about each in
+//! the `.err` beside it. `BLESS=1` writes the `.err` files anew; read the difference before you commit it.
+#![forbid(unsafe_code)]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use blocker::{
+    config::{self, Config, ConfigErrors, JailState, Origin},
+    filter::Verdict,
+    policy::SourceSpec,
+    time::BanTime,
+};
+use proptest::prelude::*;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn corpus(name: &str) -> PathBuf {
+    root().join("tests/corpus/config").join(name)
+}
+
+fn loaded(path: &Path) -> Config {
+    config::load(path).unwrap_or_else(|errors| panic!("{}:\n{errors}", path.display()))
+}
+
+fn write(dir: &Path, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    let path = dir.join(name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).unwrap();
+    }
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn warnings(config: &Config) -> String {
+    config.warnings.iter().map(|warning| format!("{warning}\n\n")).collect()
+}
+
+/// Every finding of an error list names its file and a line in it.
+fn assert_placed(errors: &ConfigErrors, context: &str) {
+    assert!(!errors.0.is_empty(), "{context}");
+    for finding in &errors.0 {
+        assert!(
+            finding.place.line >= 1 && !finding.place.path.as_os_str().is_empty(),
+            "{finding}\n{context}"
+        );
+        assert!(!finding.message.is_empty(), "{context}");
+    }
+}
+
+#[test]
+fn the_shipped_example_loads_without_a_warning() {
+    let config = loaded(&root().join("config/blocker.toml"));
+    assert_eq!(warnings(&config), "");
+    let enabled: Vec<&str> = config.policy.jails.iter().map(|jail| &*jail.name).collect();
+    assert_eq!(enabled, ["sshd"]);
+    assert_eq!(config.jails.len(), 4, "disabled jails are reported too");
+}
+
+/// Uncommenting every default of the example changes nothing, so it shows the true defaults and every key.
+#[test]
+fn the_defaults_in_the_shipped_example_are_the_defaults() {
+    let text = fs::read_to_string(root().join("config/blocker.toml")).unwrap();
+    let uncommented: String = text
+        .lines()
+        .filter(|line| !line.contains("allowlist = [\"") && !line.contains("ignoreregex"))
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest)
+                if rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ') && key != "fail2ban") =>
+            {
+                format!("{rest}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let spelt_out = loaded(&write(dir.path(), "blocker.toml", uncommented));
+    let left_out = loaded(&root().join("config/blocker.toml"));
+    assert_eq!(spelt_out.enforce, left_out.enforce);
+    assert_eq!(spelt_out.socket, left_out.socket);
+    assert_eq!(spelt_out.state_dir, left_out.state_dir);
+    assert_eq!(spelt_out.policy.limits, left_out.policy.limits);
+    let values = |config: &Config| -> Vec<Vec<(&str, String)>> {
+        let settings = |jail: &config::JailReport| {
+            jail.settings.iter().map(|setting| (setting.key, setting.value.clone())).collect()
+        };
+        config.jails.iter().map(settings).collect()
+    };
+    assert_eq!(values(&spelt_out), values(&left_out));
+    assert!(
+        spelt_out.jails[0].settings.iter().all(|setting| setting.at.is_some()),
+        "each key is in the example"
+    );
+}
+
+#[test]
+fn every_refusal_of_the_corpus_reads_as_recorded() {
+    let mut seen = 0;
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(corpus("")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort_unstable();
+    for file in files.iter().filter(|file| file.extension().is_some_and(|e| e == "toml")) {
+        seen += 1;
+        let Err(errors) = config::load(file) else { panic!("{} was taken", file.display()) };
+        assert_placed(&errors, &file.display().to_string());
+        let found =
+            format!("{errors}\n").replace(&format!("{}/", corpus("").display()).replace("//", "/"), "");
+        let expected = file.with_extension("err");
+        if env::var_os("BLESS").is_some() {
+            fs::write(&expected, &found).unwrap();
+        }
+        assert_eq!(found, fs::read_to_string(&expected).unwrap_or_default(), "{}", file.display());
+    }
+    assert!(seen >= 10, "the corpus is here: {seen}");
+}
+
+#[test]
+fn a_source_that_two_jails_read_is_there_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(
+        dir.path(),
+        "blocker.toml",
+        "[jail.b]\nfiles = ['/var/log/a.log', '/var/log/b.log']\nfilters = ['sshd']\n\
+         [jail.a]\nfiles = ['/var/log/b.log', '/var/log/b.log']\nfilters = ['sshd', 'django']\nsocket = '/run/x'\n",
+    );
+    let config = loaded(&path);
+    let file = |path: &str| SourceSpec::File(path.into());
+    let expected = [file("/var/log/a.log"), file("/var/log/b.log"), SourceSpec::Socket("/run/x".into())];
+    assert_eq!(config.policy.sources, expected);
+    let read: Vec<(&str, Vec<u16>)> = config
+        .policy
+        .jails
+        .iter()
+        .map(|jail| (&*jail.name, jail.sources.iter().map(|id| id.0).collect()))
+        .collect();
+    assert_eq!(read, [("b", vec![0, 1]), ("a", vec![1, 2])]);
+}
+
+#[test]
+fn a_filter_directory_is_looked_in_before_the_built_in_filters() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "mine/sshd.toml", "description = 'mine'\nfailregex = ['^x <ADDR>$']\n");
+    let text = "filter_dirs = ['mine']\n[jail.a]\nfiles = ['/a']\nfilters = ['sshd']\n";
+    loaded(&write(dir.path(), "blocker.toml", text));
+    write(dir.path(), "mine/sshd.toml", "failregex = ['^x (<ADDR>$']\n");
+    let errors = config::load(&dir.path().join("blocker.toml")).unwrap_err();
+    assert!(errors.0[0].place.path.ends_with("mine/sshd.toml") && errors.0[0].place.line == 1, "{errors}");
+}
+
+#[test]
+fn every_shipped_filter_reads_and_compiles() {
+    for (name, text) in config::BUILT_IN {
+        let spec =
+            config::read_filter(text, Path::new(&format!("{name}.toml"))).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(&spec.name, name);
+        assert!(!spec.samples.is_empty() && !spec.description.is_empty(), "{name}");
+        blocker::filter::Filter::compile(spec).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+/// The recipe as the tutorials have it.
+const RECIPE_FILTER: &str = "[INCLUDES]\nbefore = common.conf\n\n[Definition]\n\n_daemon = gunicorn_django\n\n\
+                             failregex = Login Fail.*by <HOST>\n\nignoreregex =\n";
+const RECIPE_JAIL: &str = "[django-auth]\nenabled = true\nlogpath = /var/log/django/auth.log\nfilter = django-auth\n\
+                           action = iptables-allports\n";
+
+fn recipe(jail: &str, filter: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "fail2ban/jail.local", jail);
+    write(dir.path(), "fail2ban/filter.d/django-auth.conf", filter);
+    let path = write(dir.path(), "blocker.toml", "[import]\nfail2ban = 'fail2ban'\n");
+    (dir, path)
+}
+
+#[test]
+fn the_classic_recipe_loads_verbatim() {
+    let (dir, path) = recipe(RECIPE_JAIL, RECIPE_FILTER);
+    let config = loaded(&path);
+    let [jail] = config.policy.jails.as_slice() else { panic!("{}", warnings(&config)) };
+    assert_eq!((&*jail.name, jail.maxretry, jail.findtime), ("django-auth", 5, Duration::from_secs(600)));
+    assert_eq!(jail.bantime, BanTime::For(Duration::from_secs(600)));
+    assert_eq!(jail.filters.len(), 1);
+    assert_eq!(config.policy.sources, [SourceSpec::File("/var/log/django/auth.log".into())]);
+    assert_eq!((config.jails[0].origin, &config.jails[0].state), (Origin::Fail2ban, &JailState::Enabled));
+    let verdict = jail.filters[0].verdict("1764000000.414|WARNING|Login Fail 'bob' by 203.0.113.9");
+    assert_eq!(verdict, Some(Verdict::Blame("203.0.113.9".parse().unwrap())));
+    // common.conf is not there, which the operator is told, with the line that asks for it.
+    assert_eq!(config.warnings.len(), 1, "{}", warnings(&config));
+    assert!(warnings(&config).contains("django-auth.conf:2:10"), "{}", warnings(&config));
+    write(dir.path(), "fail2ban/filter.d/common.conf", "[DEFAULT]\n_daemon = x\n");
+    assert_eq!(warnings(&loaded(&path)), "");
+}
+
+/// Each row: the jail file, what must be in force, and what a warning must say.
+#[test]
+fn what_cannot_be_carried_over_is_a_warning_and_takes_its_own_jail_at_most() {
+    let table: &[(&str, &str, &[&str], &str)] = &[
+        (
+            "action = sendmail-whois[name=x]",
+            "",
+            &["django-auth"],
+            "jail.local:6:10: warning: key `django-auth.action`",
+        ),
+        ("action = ufw", "", &["django-auth"], ""),
+        ("maxretry = many", "", &["django-auth"], "jail.local:6:12: warning: key `django-auth.maxretry`"),
+        (
+            "ignoreip = 127.0.0.1/8 ::1, host.example",
+            "",
+            &["django-auth"],
+            "\"host.example\" is not an address",
+        ),
+        ("bantime.increment = true", "", &["django-auth"], "bans do not grow"),
+        ("port = 80,443", "", &["django-auth"], "a ban is on all ports"),
+        ("usedns = yes", "", &["django-auth"], "never resolved"),
+        ("backend = systemd", "", &["django-auth"], "the journal is not read"),
+        ("filter = absent", "", &[], "there is no filter file"),
+        ("filter = ../../etc/x", "", &[], "cannot be the name of a filter"),
+        ("logpath = relative.log", "", &[], "this is no absolute path"),
+        ("logpath = %(nowhere)s", "", &[], "names an option that is not there"),
+        ("logpath = %(logpath)s", "", &[], "without end"),
+        ("", "[Definition]\nfailregex = a (<HOST>\n", &[], "django-auth.conf:2"),
+        ("", "[Definition]\nfailregex = <x>\nx = <y>\ny = <x>\n", &[], "without end"),
+        ("", "[Definition]\nfailregex =\n", &[], "no pattern that can be used"),
+        ("", "[Definition]\nfailregex = no address here\n", &[], "names no address"),
+        ("", "nonsense\n", &[], "no section [Definition]"),
+        (
+            "",
+            "[Definition]\nfailregex = %(ok)s\n ^bad <HOST>$\nok = ^<F-MLFGAINED>ok</F-MLFGAINED> <HOST>$\n",
+            &["django-auth"],
+            "django-auth.conf:4:6: warning: key `failregex`: a pattern is left out: it marks a login that succeeded",
+        ),
+        ("", "[Definition]\nfailregex = ^<F-NOFAIL>from</F-NOFAIL> <HOST>$\n", &["django-auth"], ""),
+    ];
+    let other = "[other]\nenabled = true\nlogpath = /o.log\nfilter = other\n";
+    for (line, filter, running, said) in table {
+        let filter = if filter.is_empty() { "[Definition]\nfailregex = ^x <HOST>$\n" } else { filter };
+        let (dir, path) = recipe(&format!("{RECIPE_JAIL}{line}\n{other}"), filter);
+        write(dir.path(), "fail2ban/filter.d/other.conf", "[Definition]\nfailregex = ^y <HOST>$\n");
+        let config = loaded(&path);
+        let names: Vec<&str> = config.policy.jails.iter().map(|jail| &*jail.name).collect();
+        let expected: Vec<&str> = running.iter().copied().chain(["other"]).collect();
+        assert_eq!(names, expected, "{line} {filter}\n{}", warnings(&config));
+        assert!(warnings(&config).contains(said), "{line} {filter}\n{}", warnings(&config));
+        assert_eq!(said.is_empty(), config.warnings.is_empty(), "{line} {filter}\n{}", warnings(&config));
+    }
+}
+
+/// fail2ban's interpolation and tags: options of a filter, the pattern that they make, and a line it must blame.
+#[test]
+fn values_inside_values_expand_as_fail2ban_expands_them() {
+    for (filter, options, line) in [
+        ("a = x\nfailregex = ^%(a)s <HOST>$\n", "", "x 203.0.113.9"),
+        ("a = x\nfailregex = ^<a> <HOST>$\n", "[a=y]", "y 203.0.113.9"),
+        ("m = n\nre-n = ^n <HOST>$\nre-o = ^o\n  ^p <HOST>$\nfailregex = <re-<m>>\n", "", "n 203.0.113.9"),
+        (
+            "m = n\nre-n = ^n <HOST>$\nre-o = ^o <HOST>$\n ^p <HOST>$\nfailregex = <re-<m>>\n",
+            "[m=o]",
+            "p 203.0.113.9",
+        ),
+        ("failregex = ^100%% <HOST>$\n", "", "100% 203.0.113.9"),
+        ("p = %(known/p)s!\nfailregex = ^%(p)s <HOST>$\n[DEFAULT]\np = hm\n", "", "hm! 203.0.113.9"),
+        ("failregex = ^<lt_<k>/p> <HOST>$\nk = a\n[lt_a]\np = deep\n", "", "deep 203.0.113.9"),
+        ("failregex = ^<x> <HOST>$\nx = 1\n[Init]\nx = 2\n", "", "2 203.0.113.9"),
+    ] {
+        let jail = RECIPE_JAIL.replace("filter = django-auth", &format!("filter = django-auth{options}"));
+        let (_dir, path) = recipe(&jail, &format!("[Definition]\n{filter}"));
+        let config = loaded(&path);
+        let found = config.policy.jails.first().and_then(|jail| jail.filters[0].verdict(line));
+        let blamed = Some(Verdict::Blame("203.0.113.9".parse().unwrap()));
+        assert_eq!(found, blamed, "{filter} {options}\n{}", warnings(&config));
+    }
+}
+
+#[test]
+fn layers_override_in_fail2bans_order_and_defaults_reach_every_jail() {
+    let (dir, path) = recipe(RECIPE_JAIL, "[Definition]\nfailregex = ^x <HOST>$\n");
+    let at = |name: &str, text: &str| write(dir.path(), &format!("fail2ban/{name}"), text);
+    at("jail.conf", "[DEFAULT]\nmaxretry = 1\nfindtime = 1h\nbantime = -1\nignoreip = 192.0.2.1\n");
+    at("jail.d/10.conf", "[DEFAULT]\nmaxretry = 2\nfindtime = 2h\n");
+    at(
+        "jail.d/20.local",
+        "[DEFAULT]\nfindtime = 4h\n[django-auth]\nlogpath = %(known/logpath)s\n  /extra/*.log tail\n",
+    );
+    let config = loaded(&path);
+    let jail = &config.policy.jails[0];
+    assert_eq!(
+        (jail.maxretry, jail.findtime, jail.bantime),
+        (2, Duration::from_secs(14_400), BanTime::Permanent)
+    );
+    let paths = ["/var/log/django/auth.log", "/extra/*.log"].map(|path| SourceSpec::File(path.into()));
+    assert_eq!(config.policy.sources, paths);
+    assert_eq!(config.policy.allow, ["192.0.2.1".parse().unwrap()]);
+}
+
+#[test]
+fn blockers_own_jail_stands_before_an_imported_one_of_the_same_name() {
+    let (dir, path) = recipe(RECIPE_JAIL, RECIPE_FILTER);
+    let own =
+        "[import]\nfail2ban = 'fail2ban'\n[jail.django-auth]\nfiles = ['/own.log']\nfilters = ['django']\n";
+    write(dir.path(), "blocker.toml", own);
+    let config = loaded(&path);
+    assert_eq!(config.policy.jails.len(), 1);
+    assert_eq!(config.policy.sources, [SourceSpec::File("/own.log".into())]);
+    assert!(warnings(&config).contains("already defines this jail"), "{}", warnings(&config));
+}
+
+/// Deterministic, so that a failure comes again: xorshift64 (Marsaglia 2003).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+}
+
+fn mutate(text: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = text.to_vec();
+    for _ in 0..=dice.below(3) {
+        let at = dice.below(bytes.len());
+        match dice.below(7) {
+            0 => drop(bytes.remove(at)),
+            1 => bytes.insert(at, dice.below(256) as u8),
+            2 => bytes.insert(at, b"=[]\"'#\n.,-{}<%("[dice.below(15)]),
+            3 => {
+                let end = (at + dice.below(40)).min(bytes.len());
+                let piece = bytes[at..end].to_vec();
+                let to = dice.below(bytes.len());
+                drop(bytes.splice(to..to, piece));
+            }
+            4 => drop(bytes.drain(at..(at + dice.below(30)).min(text.len()).min(bytes.len()).max(at))),
+            5 => {
+                let lines: Vec<&[u8]> = bytes.split(|b| *b == b'\n').collect();
+                let (a, b) = (dice.below(lines.len()), dice.below(lines.len()));
+                let mut lines = lines.clone();
+                lines.swap(a, b);
+                bytes = lines.join(&b'\n');
+            }
+            _ => {
+                let values = [
+                    "-1",
+                    "0",
+                    "99999999999999999999",
+                    "\"\"",
+                    "\"x\"",
+                    "[1]",
+                    "true",
+                    "1.5",
+                    "\"\\u0000\"",
+                    "{}",
+                ];
+                if let Some(equals) = bytes[at..].iter().position(|b| *b == b'=') {
+                    let start = at + equals + 1;
+                    let end =
+                        bytes[start..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |n| start + n);
+                    drop(bytes.splice(start..end, values[dice.below(values.len())].bytes()));
+                }
+            }
+        }
+        if bytes.is_empty() {
+            break;
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_mutation_of_the_example_panics_and_each_refusal_names_file_and_line() {
+    let example = fs::read_to_string(root().join("config/blocker.toml")).unwrap();
+    // What is commented out is worth mutating too; comments are not.
+    let dense: String = example
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line))
+        .filter(|line| !line.starts_with('#') && !line.starts_with("...") && !line.starts_with("fail2ban"))
+        .filter(|line| !line.contains("allowlist = []") && !line.contains("One table"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "blocker.toml", &dense);
+    loaded(&path);
+    let (mut dice, mut refused) = (Dice(0x9e37_79b9_7f4a_7c15), 0);
+    for round in 0..2_000 {
+        let mutant = mutate(dense.as_bytes(), &mut dice);
+        fs::write(&path, &mutant).unwrap();
+        if let Err(errors) = config::load(&path) {
+            refused += 1;
+            assert_placed(&errors, &format!("round {round}:\n{}", String::from_utf8_lossy(&mutant)));
+            assert!(errors.to_string().starts_with(&format!("{}:", path.display())), "{errors}");
+        }
+    }
+    assert!((500..2_000).contains(&refused), "{refused} of 2000 refused");
+}
+
+#[test]
+fn no_mutation_of_an_imported_tree_is_an_error() {
+    let (dir, path) = recipe(RECIPE_JAIL, RECIPE_FILTER);
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+    for _ in 0..500 {
+        write(dir.path(), "fail2ban/jail.local", mutate(RECIPE_JAIL.as_bytes(), &mut dice));
+        write(dir.path(), "fail2ban/filter.d/django-auth.conf", mutate(RECIPE_FILTER.as_bytes(), &mut dice));
+        for warning in loaded(&path).warnings {
+            assert!(warning.place.line >= 1, "{warning}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_file_is_refused_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path().to_owned(), dir.path().join("absent.toml"), PathBuf::from("/dev/zero")] {
+        let errors = config::load(&path).unwrap_err();
+        assert_placed(&errors, &path.display().to_string());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_bytes_in_fail2bans_files_make_the_import_fail(
+        jail in prop::collection::vec(any::<u8>(), 0..200),
+        filter in "(\\[(INCLUDES|Definition|Init)\\]\n|(before|failregex|x) = [%()<>a-z/s ]{0,12}\n){0,8}",
+    ) {
+        let (dir, path) = recipe(RECIPE_JAIL, &filter);
+        write(dir.path(), "fail2ban/jail.conf", jail);
+        loaded(&path);
+    }
+}
