@@ -1,1 +1,1 @@
-//! The one event loop.
+//! x

@@ -1,3 +1,13 @@
-//! What the verbs and the tests share: the verbs themselves, and the lab of network namespaces they run in.
+//! What the verbs and the tests share: the verbs themselves, one a module, and the lab of network namespaces.
 
+use std::path::PathBuf;
+
+pub mod build;
 pub mod lab;
+pub mod setup;
+
+/// The top of the repository.
+pub fn workspace() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map_or(own.clone(), std::path::Path::to_owned)
+}

@@ -57,6 +57,7 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
             allow: Vec::new(),
             protected: Vec::new(),
             limits: Limits::default(),
+            utc_offset_secs: 0,
         },
         enforce: EnforceConfig {
             backend: Backend::Auto,

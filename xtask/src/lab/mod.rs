@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+pub mod agent;
 pub mod lan;
 pub mod probe;
 

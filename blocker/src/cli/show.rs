@@ -1,0 +1,173 @@
+//! Answers as people read them.
+
+use std::fmt::Write as _;
+
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use serde_json::Value;
+
+use crate::{
+    control::protocol::{BanRow, Status},
+    engine::Response,
+    time::{Timestamp, Until, span_text},
+};
+
+/// The text for the answer to `method`.
+pub(super) fn answer(method: &str, result: &Value) -> String {
+    let typed = match method {
+        "status" => serde_json::from_value::<Status>(result.clone()).map(|status| self::status(&status)),
+        "bans" => serde_json::from_value::<Vec<BanRow>>(result.clone()).map(|rows| bans(&rows, now())),
+        "reload" => Ok(reloaded(result)),
+        _ => serde_json::from_value::<Response>(result.clone()).map(|response| self::response(&response)),
+    };
+    // An agent of another version may say more than we know; then the JSON is better than nothing.
+    typed.unwrap_or_else(|_| format!("{result:#}\n"))
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_micros(jiff::Timestamp::now().as_microsecond())
+}
+
+fn bans(rows: &[BanRow], now: Timestamp) -> String {
+    if rows.is_empty() {
+        return "nobody is banned\n".to_owned();
+    }
+    let mut table = table(&["address", "jail", "since", "until", "failures", "dropped", ""]);
+    for row in rows {
+        table.add_row([
+            row.prefix.to_string(),
+            clean(&row.jail),
+            row.since.map_or_else(|| "-".to_owned(), local),
+            row.until.map_or_else(|| "forever".to_owned(), |until| ends(until, now)),
+            row.failures.to_string(),
+            row.packets.to_string(),
+            if row.in_kernel { clean(&row.reason) } else { "NOT IN THE KERNEL".to_owned() },
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn status(status: &Status) -> String {
+    let mut text = String::new();
+    let uptime = span_text(std::time::Duration::from_secs(status.uptime_secs));
+    let mib = status.rss_bytes as f64 / f64::from(1 << 20);
+    let mut line = |label: &str, what: String| {
+        let _infallible = writeln!(text, "{label:<10} {what}");
+    };
+    line("blocker", format!("{} (pid {}), up {uptime}, {mib:.1} MiB", clean(&status.version), status.pid));
+    line("health", status.health.to_uppercase());
+    for wrong in &status.degraded {
+        line("", clean(wrong));
+    }
+    let backend = &status.backend;
+    line("enforces", format!("{} on {}", clean(&backend.name), clean(&backend.attachments.join(", "))));
+    line("", clean(&backend.reason));
+    line("bans", format!("{} of at most {}, {} did not fit", status.bans, status.bans_max, status.bans_refused));
+    line("dropped", format!("{} packets, {} bytes", status.packets, status.bytes));
+    line("tracked", format!("{} addresses with failures, {} gave way", status.tracked, status.tracked_evicted));
+    let allowed: Vec<String> = status.allowed.iter().map(ToString::to_string).collect();
+    line("allowed", if allowed.is_empty() { "nobody".to_owned() } else { allowed.join(", ") });
+    for warning in &status.warnings {
+        line("warning", clean(warning));
+    }
+    let mut jails = table(&["jail", "failures", "bans now", "bans made", "allowlisted", "no address"]);
+    for jail in &status.jails {
+        let numbers = [jail.failures, jail.bans as u64, jail.bans_made, jail.allowlisted, jail.no_address];
+        jails.add_row(std::iter::once(clean(&jail.name)).chain(numbers.iter().map(ToString::to_string)));
+    }
+    let mut sources = table(&["source", "state", "bytes", ""]);
+    for source in &status.sources {
+        let counters: Vec<String> = source.counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        sources.add_row([clean(&source.path), clean(&source.state), source.bytes.to_string(), clean(&counters.join(", "))]);
+    }
+    format!("{text}\n{jails}\n\n{sources}\n")
+}
+
+fn response(response: &Response) -> String {
+    let list = |prefixes: &[crate::net::Prefix]| {
+        prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    match response {
+        Response::Banned(ban) => match ban.until {
+            Until::At(end) => format!("banned {} until {}\n", ban.prefix, ends(end, ban.since)),
+            Until::Forever => format!("banned {} until it is unbanned\n", ban.prefix),
+        },
+        Response::Unbanned { prefixes } => format!("unbanned {}\n", list(prefixes)),
+        Response::Allowed { prefix, lifted } if lifted.is_empty() => format!("{prefix} is never dropped\n"),
+        Response::Allowed { prefix, lifted } => format!("{prefix} is never dropped; unbanned {}\n", list(lifted)),
+        Response::Disallowed { prefix } => format!("{prefix} can be banned again\n"),
+        Response::Flushed { bans } => format!("lifted {bans} bans\n"),
+        Response::Refused { reason } => format!("{}\n", clean(reason)),
+    }
+}
+
+fn reloaded(result: &Value) -> String {
+    let mut text = format!("reloaded, {} jails\n", result["jails"]);
+    for warning in result["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let _infallible = writeln!(text, "warning: {}", clean(warning));
+    }
+    text
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table
+}
+
+/// In local time, to the second.
+fn local(at: Timestamp) -> String {
+    let zoned = jiff::Timestamp::from_microsecond(at.as_micros()).map(|at| at.to_zoned(jiff::tz::TimeZone::system()));
+    zoned.map_or_else(|_| at.as_secs().to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
+fn ends(end: Timestamp, now: Timestamp) -> String {
+    format!("{} (in {})", local(end), span_text(end.saturating_since(now)))
+}
+
+/// One line of text with nothing in it that a terminal obeys.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().map(|c| if is_safe(c) { c.to_string() } else { c.escape_unicode().to_string() }).collect()
+}
+
+/// As [`clean`], with line breaks left in.
+pub(super) fn clean_lines(text: &str) -> String {
+    text.lines().map(clean).collect::<Vec<_>>().join("\n")
+}
+
+/// Control characters steer terminals, and so do the marks that turn the direction of text (Unicode UAX #9).
+fn is_safe(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_steers_a_terminal_is_shown_raw() {
+        for c in (0..=0x10_ffff_u32).filter_map(char::from_u32).filter(|c| !is_safe(*c)) {
+            let shown = clean(&format!("a{c}b"));
+            assert!(!shown.contains(c) && shown.starts_with('a') && shown.ends_with('b'), "{shown:?}");
+        }
+        assert!(!is_safe('\u{1b}') && !is_safe('\u{9b}') && !is_safe('\n') && is_safe('é'));
+    }
+
+    #[test]
+    fn bans_are_listed_with_their_end_and_drops() {
+        let row = BanRow {
+            prefix: "203.0.113.9".parse().unwrap(),
+            jail: "ssh\u{1b}[31md".to_owned(),
+            since: Some(Timestamp::from_secs(100)),
+            until: Some(Timestamp::from_secs(700)),
+            failures: 5,
+            packets: 42,
+            reason: String::new(),
+            in_kernel: true,
+        };
+        let shown = bans(&[row.clone(), BanRow { until: None, in_kernel: false, ..row }], Timestamp::from_secs(100));
+        assert!(shown.contains("203.0.113.9") && shown.contains("(in 10m)") && shown.contains("42"), "{shown}");
+        assert!(shown.contains("forever") && shown.contains("NOT IN THE KERNEL"), "{shown}");
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+        assert_eq!(bans(&[], Timestamp::EPOCH), "nobody is banned\n");
+    }
+}

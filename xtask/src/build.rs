@@ -1,0 +1,148 @@
+//! `cargo xtask build`: the XDP program from source, then the agent with it inside.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{lab::shown, setup, workspace};
+
+include!("fingerprint.rs");
+
+/// How the agent is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to build.
+    Debug,
+    /// Quick to run.
+    Release,
+}
+
+/// Builds both, and says where the agent is.
+///
+/// # Errors
+/// When the agent cannot be built. A missing BPF toolchain is said, and the agent is built without XDP.
+pub fn run(profile: Profile) -> Result<()> {
+    setup::ensure(&[setup::Need::CLibraries])?;
+    if let Err(error) = setup::ensure(&[setup::Need::Bpf]).and_then(|()| object().map(drop)) {
+        println!("the XDP program cannot be built here, bans will go to nftables: {error:#}");
+    }
+    println!("{}", agent(profile)?.display());
+    Ok(())
+}
+
+/// Builds the XDP program, unless what is there was made from these sources, and returns its path.
+///
+/// # Errors
+/// When there is no BPF toolchain, or the build fails.
+pub fn object() -> Result<PathBuf> {
+    let workspace = workspace();
+    let sources = workspace.join("blocker-ebpf");
+    let folder = workspace.join("target/bpf");
+    let (object, stamp) = (folder.join("blocker.o"), folder.join("blocker.stamp"));
+    let made_from = fingerprint(&sources)?;
+    if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == made_from) {
+        return Ok(object);
+    }
+    let toolchain =
+        setup::find_toolchain().context("no Rust that can build for BPF; `cargo xtask setup` gets one")?;
+    let linker = setup::linker(toolchain.llvm).with_context(|| {
+        format!("no bpf-linker for LLVM {}; `cargo xtask setup` builds one", toolchain.llvm)
+    })?;
+    let mut command = Command::new(&toolchain.cargo);
+    command.args(&toolchain.cargo_args);
+    command.args(["build", "--quiet", "--release", "--package", "blocker-ebpf", "--bin", "blocker-xdp"]);
+    command.args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"]);
+    command.arg("--target-dir").arg(&folder).current_dir(&workspace);
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&workspace, &linker).join("\x1f"));
+    // Set by the cargo that runs us, for its own toolchain.
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
+    if let Some(rustc) = &toolchain.rustc {
+        command.env("RUSTC", rustc);
+    }
+    println!("building the XDP program");
+    let status = command.status().with_context(|| format!("start {}", shown(&command)))?;
+    if !status.success() {
+        bail!("{}: {status}", shown(&command));
+    }
+    strip(&folder.join("bpfel-unknown-none/release/blocker-xdp"), &object, toolchain.llvm)?;
+    fs::write(&stamp, made_from)?;
+    Ok(object)
+}
+
+fn flags(workspace: &Path, linker: &Path) -> Vec<String> {
+    let mut flags = vec![
+        format!("-Clinker={}", linker.display()),
+        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        format!("--remap-path-prefix={}=blocker", workspace.display()),
+    ];
+    // The same object whoever builds it, wherever.
+    if let Some(home) = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
+    {
+        flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
+    }
+    flags
+}
+
+/// Debug sections are ten times the program; what the kernel reads, BTF, stays.
+fn strip(from: &Path, to: &Path, llvm: u32) -> Result<()> {
+    let objcopy = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin/llvm-objcopy"));
+    if objcopy.exists() {
+        let mut command = Command::new(objcopy);
+        let status = command.arg("--strip-debug").arg(from).arg(to).status().context("start llvm-objcopy")?;
+        if status.success() {
+            return Ok(());
+        }
+    }
+    fs::copy(from, to).map(drop).with_context(|| format!("copy {}", from.display()))
+}
+
+/// Builds the agent with the XDP program that [`object`] left, and returns its path.
+///
+/// # Errors
+/// When it does not compile.
+pub fn agent(profile: Profile) -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command.args(["build", "--quiet", "--package", "blocker"]).current_dir(workspace());
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    let status = command.status().context("start cargo")?;
+    if !status.success() {
+        bail!("{}: {status}", shown(&command));
+    }
+    let folder = if profile == Profile::Release { "release" } else { "debug" };
+    Ok(target().join(folder).join("blocker"))
+}
+
+/// Where cargo puts what it builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_changes_with_names_and_content() {
+        let scratch = crate::lab::Scratch::new("fingerprint").unwrap();
+        fs::write(scratch.join("a"), "x").unwrap();
+        let first = fingerprint(scratch.path()).unwrap();
+        assert_eq!(first, fingerprint(scratch.path()).unwrap());
+        fs::write(scratch.join("a"), "y").unwrap();
+        let second = fingerprint(scratch.path()).unwrap();
+        fs::rename(scratch.join("a"), scratch.join("b")).unwrap();
+        let third = fingerprint(scratch.path()).unwrap();
+        assert!(first != second && second != third);
+    }
+}

@@ -1,0 +1,272 @@
+//! `cargo xtask setup`: finds what is missing and installs it, saying each step.
+//!
+//! Every verb asks for what it needs, so no reader has to know. What is there is left alone; root is asked for only
+//! where the package manager needs it. Nothing is downloaded but from the distribution's and Rust's own registries.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::shown;
+
+/// What a verb can need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The C libraries the agent links.
+    CLibraries,
+    /// A compiler and a linker for the XDP program.
+    Bpf,
+    /// What demo, tests and benchmarks run beside the agent.
+    Lab,
+}
+
+/// Every need.
+pub const ALL: [Need; 3] = [Need::CLibraries, Need::Bpf, Need::Lab];
+
+/// A compiler that can build `core` for BPF, and how to call it.
+#[derive(Clone, Debug)]
+pub struct BpfToolchain {
+    /// The cargo to run.
+    pub cargo: PathBuf,
+    /// Arguments before the verb, as `+nightly`.
+    pub cargo_args: Vec<String>,
+    /// The rustc it must use, where that is not found by itself.
+    pub rustc: Option<PathBuf>,
+    /// The LLVM that `bpf-linker` must be built with.
+    pub llvm: u32,
+}
+
+/// Installs what `needs` lack.
+///
+/// # Errors
+/// When an installation fails, with what was tried.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    run(needs, false)
+}
+
+/// As [`ensure`]; with `print_only`, only says what it would do.
+///
+/// # Errors
+/// When an installation fails, with what was tried.
+pub fn run(needs: &[Need], print_only: bool) -> Result<()> {
+    let installer = Installer { print_only };
+    for need in needs {
+        match need {
+            Need::CLibraries => installer.packages(&missing_libraries()?)?,
+            Need::Lab => installer.packages(&missing_tools())?,
+            Need::Bpf => installer.bpf()?,
+        }
+    }
+    Ok(())
+}
+
+struct Installer {
+    print_only: bool,
+}
+
+impl Installer {
+    /// Says a step, and takes it.
+    fn step(&self, command: &mut Command) -> Result<()> {
+        println!("setup: {}", shown(command));
+        if self.print_only {
+            return Ok(());
+        }
+        let status =
+            command.stdin(Stdio::null()).status().with_context(|| format!("start {}", shown(command)))?;
+        if !status.success() {
+            bail!("{}: {status}", shown(command));
+        }
+        Ok(())
+    }
+
+    fn packages(&self, packages: &[String]) -> Result<()> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        if !has("apt-get") {
+            bail!(
+                "these are missing, and this is no Debian or Ubuntu where they could be installed by name: {}",
+                packages.join(", ")
+            );
+        }
+        self.step(as_root("apt-get").args(["update", "-qq"]))?;
+        let mut install = as_root("apt-get");
+        install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+        self.step(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
+    }
+
+    /// A nightly Rust with its source where rustup can have one, else the distribution's Rust with its source.
+    fn bpf(&self) -> Result<()> {
+        if find_toolchain().is_none() {
+            let mut nightly = Command::new("rustup");
+            nightly.args([
+                "toolchain",
+                "install",
+                "nightly",
+                "--profile",
+                "minimal",
+                "--component",
+                "rust-src",
+            ]);
+            if !has("rustup")
+                || self.step(&mut nightly).is_err()
+                || (find_toolchain().is_none() && !self.print_only)
+            {
+                println!("setup: rustup has no Rust source for BPF here; taking the distribution's Rust");
+                self.packages(&distribution_rust()?)?;
+            }
+        }
+        if self.print_only && find_toolchain().is_none() {
+            println!("setup: then bpf-linker, built against the LLVM of that Rust");
+            return Ok(());
+        }
+        let toolchain = find_toolchain().context("no Rust that can build for BPF is to be had here")?;
+        if linker(toolchain.llvm).is_some() {
+            return Ok(());
+        }
+        let llvm = toolchain.llvm;
+        let packages = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"), "libzstd-dev".to_owned()];
+        let missing: Vec<String> = packages.into_iter().filter(|package| !is_installed(package)).collect();
+        self.packages(&missing)?;
+        let mut install = Command::new("cargo");
+        install.args(["install", "bpf-linker", "--locked", "--force", "--no-default-features", "--features"]);
+        install.arg(format!("llvm-{llvm}")).arg("--root").arg(linker_root(llvm));
+        // The lint and wrapper settings of this workspace are not meant for another project.
+        self.step(install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}")).current_dir("/"))
+    }
+}
+
+/// The newest Rust of the distribution that comes with its source. Debian's stable releases have a second, newer one
+/// beside their own, under the name it is kept for web browsers.
+fn distribution_rust() -> Result<Vec<String>> {
+    if !has("apt-get") {
+        bail!(
+            "no BPF toolchain: install a nightly Rust with its source (`rustup toolchain install nightly --component rust-src`)"
+        );
+    }
+    let sets = [["rustc-web", "rust-web-src", "cargo-web"], ["rustc", "rust-src", "cargo"]];
+    let known = |set: &&[&str; 3]| set.iter().all(|package| candidate(package).is_some());
+    // Package lists may never have been fetched on a fresh machine.
+    if !sets.iter().any(|set| known(&set)) {
+        let _tried = as_root("apt-get").args(["update", "-qq"]).status();
+    }
+    let set = sets.iter().find(known).context("the distribution has no Rust with its source")?;
+    Ok(set.iter().map(|package| (*package).to_owned()).collect())
+}
+
+fn candidate(package: &str) -> Option<String> {
+    let output = Command::new("apt-cache").args(["policy", package]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?.trim().to_owned();
+    (version != "(none)").then_some(version)
+}
+
+/// The toolchain that can build `core` for BPF, if there is one.
+pub fn find_toolchain() -> Option<BpfToolchain> {
+    let with_source = |rustc: &mut Command| {
+        let sysroot = output_of(rustc.args(["--print", "sysroot"]))?;
+        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir().then_some(())
+    };
+    let nightly = || {
+        with_source(Command::new("rustc").arg("+nightly"))?;
+        let llvm = llvm_of(Command::new("rustc").arg("+nightly"))?;
+        Some(BpfToolchain {
+            cargo: "cargo".into(),
+            cargo_args: vec!["+nightly".to_owned()],
+            rustc: None,
+            llvm,
+        })
+    };
+    let distribution = || {
+        let (cargo, rustc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
+        with_source(&mut Command::new(&rustc))?;
+        let llvm = llvm_of(&mut Command::new(&rustc))?;
+        cargo.exists().then_some(BpfToolchain { cargo, cargo_args: Vec::new(), rustc: Some(rustc), llvm })
+    };
+    nightly().or_else(distribution)
+}
+
+fn llvm_of(rustc: &mut Command) -> Option<u32> {
+    let version = output_of(rustc.arg("-vV"))?;
+    version.lines().find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok())
+}
+
+/// The `bpf-linker` that goes with this LLVM.
+pub fn linker(llvm: u32) -> Option<PathBuf> {
+    let path = linker_root(llvm).join("bin/bpf-linker");
+    path.exists().then_some(path)
+}
+
+/// Kept apart by LLVM version: a linker of another one reads the compiler's output wrongly or not at all.
+fn linker_root(llvm: u32) -> PathBuf {
+    crate::workspace().join(format!("target/tools/bpf-linker-llvm-{llvm}"))
+}
+
+fn missing_libraries() -> Result<Vec<String>> {
+    if !has("cc") && !has("gcc") {
+        return Ok(["gcc", "libc6-dev", "pkg-config", "libmnl-dev", "libnftnl-dev"]
+            .map(str::to_owned)
+            .to_vec());
+    }
+    let found = |library: &str| {
+        Command::new("pkg-config").args(["--exists", library]).status().is_ok_and(|status| status.success())
+    };
+    let mut missing = Vec::new();
+    if !has("pkg-config") {
+        missing.push("pkg-config".to_owned());
+    }
+    for library in ["libmnl", "libnftnl"] {
+        if !found(library) {
+            missing.push(format!("{library}-dev"));
+        }
+    }
+    Ok(missing)
+}
+
+/// Programs, and the packages they come in.
+fn missing_tools() -> Vec<String> {
+    let tools = [
+        ("nft", "nftables"),
+        ("ip", "iproute2"),
+        ("ping", "iputils-ping"),
+        ("python3", "python3"),
+        ("setpriv", "util-linux"),
+    ];
+    let mut missing: Vec<String> =
+        tools.iter().filter(|(tool, _)| !has(tool)).map(|(_, package)| (*package).to_owned()).collect();
+    let has_venv =
+        Command::new("python3").args(["-c", "import venv, ensurepip"]).stderr(Stdio::null()).status();
+    if !has_venv.is_ok_and(|status| status.success()) {
+        missing.push("python3-venv".to_owned());
+    }
+    missing
+}
+
+fn is_installed(package: &str) -> bool {
+    let status = output_of(Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]));
+    status.is_some_and(|status| status.contains("install ok installed"))
+}
+
+/// Whether a program is on the path, system folders included.
+pub fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.into_iter().any(|folder| folder.join(program).is_file())
+}
+
+fn as_root(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    command
+}
+
+fn output_of(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
