@@ -12,6 +12,7 @@ use crate::{
 };
 
 pub mod memory;
+pub mod nft;
 pub mod xdp;
 
 /// Something that drops packets by source address.
