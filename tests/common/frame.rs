@@ -62,20 +62,36 @@ fn frame(ethertype: &[u8], payload: &[u8]) -> Vec<u8> {
     [&MACS, ethertype, payload].concat()
 }
 
+/// With a total length and a checksum (RFC 791) that hold, so that the stack looks further; options are no-ops.
 fn ipv4(source: Ipv4Addr, first: u8, fragment: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let options = vec![1; usize::from(first & 0xf).saturating_sub(5) * 4];
+    let length = u16::try_from(20 + options.len() + payload.len()).expect("a short frame").to_be_bytes();
     let [high, low] = fragment.to_be_bytes();
-    let mut header = vec![first, 0, 0, 40, 0, 1, high, low, 64, protocol, 0, 0];
+    let mut header = vec![first, 0, length[0], length[1], 0, 1, high, low, 64, protocol, 0, 0];
     header.extend(source.octets());
     header.extend(HOST_V4.octets());
-    header.extend(vec![1; usize::from(first & 0xf).saturating_sub(5) * 4]);
+    header.extend(options);
+    let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("folded");
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
     header.extend(payload);
     header
 }
 
 fn ipv6(source: Ipv6Addr, next_header: u8, hop_limit: u8, payload: &[u8]) -> Vec<u8> {
-    let mut header = vec![0x60, 0, 0, 0, 0, 20, next_header, hop_limit];
+    let length = u8::try_from(payload.len()).expect("a short frame");
+    let mut header = vec![0x60, 0, 0, 0, 0, length, next_header, hop_limit];
     header.extend(source.octets());
     header.extend(HOST_V6.octets());
     header.extend(payload);
     header
+}
+
+/// A TCP segment behind one VLAN tag.
+#[expect(clippy::allow_attributes, reason = "not every test that shares this file uses it")]
+#[allow(dead_code, reason = "not every test that shares this file uses it")]
+pub(crate) fn tagged(vlan: u16, source: IpAddr) -> Vec<u8> {
+    let plain = tcp(source);
+    [&plain[..12], &[0x81, 0], &vlan.to_be_bytes(), &plain[12..]].concat()
 }

@@ -16,8 +16,8 @@ use std::{
 use nftnl::{
     Batch, Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule, Table,
     expr::{
-        Bitwise, Cmp, CmpOp, Expression, Ipv4HeaderField, Ipv6HeaderField, Lookup, Meta, NetworkHeaderField, Payload,
-        Verdict,
+        Bitwise, Cmp, CmpOp, Expression, Ipv4HeaderField, Ipv6HeaderField, Lookup, Meta, NetworkHeaderField,
+        Payload, TransportHeaderField, Verdict,
     },
     set::Set,
 };
@@ -36,8 +36,8 @@ const PRIORITY: i32 = -450;
 /// How often the kernel frees expired elements, which it ignores at once. Its own second costs 6 % of a core with a
 /// million elements.
 const GC_INTERVAL_MS: u32 = 60_000;
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-const NFPROTO: [u8; 2] = [2, 10];
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
@@ -113,8 +113,12 @@ impl SetId {
     }
 
     fn chain(self) -> CString {
-        CString::new(format!("{}{}", if self.kind == Kind::Ban { "ban" } else { "allow" }, if self.v6 { 6 } else { 4 }))
-            .unwrap_or_default()
+        CString::new(format!(
+            "{}{}",
+            if self.kind == Kind::Ban { "ban" } else { "allow" },
+            if self.v6 { 6 } else { 4 }
+        ))
+        .unwrap_or_default()
     }
 
     fn mask(self) -> Vec<u8> {
@@ -141,10 +145,8 @@ pub(super) fn skeleton(batch: &mut Batch, table: &Table, dropped: (u64, u64)) {
     base.set_policy(Policy::Accept);
     batch.add(&base, MsgType::Add);
     batch.add(&drop_rule(dropped), MsgType::Add);
-    for (protocol, chain) in NFPROTO.into_iter().zip([c"source4", c"source6"]) {
-        let mut rule = Rule::new(&base);
-        rule.add_expr(&Meta::NfProto);
-        rule.add_expr(&Cmp::new(CmpOp::Eq, protocol));
+    for (protocol, chain) in [(NFPROTO_IPV4, c"source4"), (NFPROTO_IPV6, c"source6")] {
+        let mut rule = rule_of(&base, protocol);
         rule.add_expr(&Verdict::Goto { chain: chain.to_owned() });
         batch.add(&rule, MsgType::Add);
     }
@@ -152,30 +154,30 @@ pub(super) fn skeleton(batch: &mut Batch, table: &Table, dropped: (u64, u64)) {
     let v4 = Chain::new(c"source4", table);
     // Server 67, client 68, relays 67 to 67 (RFC 2131 4.1); no options and no fragment.
     for ports in [[0, 67, 0, 67], [0, 67, 0, 68], [0, 68, 0, 67]] {
-        let mut rule = Rule::new(&v4);
+        let mut rule = rule_of(&v4, NFPROTO_IPV4);
         header_is(&mut rule, 9, &[UDP]);
         header_is(&mut rule, 0, &[0x45]);
         rule.add_expr(&header(6, 2));
         rule.add_expr(&Bitwise::new(&[0x3f_u8, 0xff][..], &[0_u8, 0][..]));
         rule.add_expr(&Cmp::new(CmpOp::Eq, &[0_u8, 0][..]));
-        header_is(&mut rule, 20, &ports);
+        ports_are(&mut rule, &ports);
         rule.add_expr(&Verdict::Accept);
         batch.add(&rule, MsgType::Add);
     }
     let v6 = Chain::new(c"source6", table);
     // Neighbour discovery: types 133 to 137 with a hop limit of 255 (RFC 4861 7).
-    let mut discovery = Rule::new(&v6);
+    let mut discovery = rule_of(&v6, NFPROTO_IPV6);
     header_is(&mut discovery, 6, &[ICMPV6, 255]);
-    discovery.add_expr(&header(40, 1));
+    discovery.add_expr(&transport(1));
     discovery.add_expr(&Cmp::new(CmpOp::Gte, 133_u8));
     discovery.add_expr(&Cmp::new(CmpOp::Lte, 137_u8));
     discovery.add_expr(&Verdict::Accept);
     batch.add(&discovery, MsgType::Add);
     // 546 and 547 (RFC 8415 7.2).
     for ports in [[2, 34, 2, 35], [2, 35, 2, 34], [2, 35, 2, 35]] {
-        let mut rule = Rule::new(&v6);
+        let mut rule = rule_of(&v6, NFPROTO_IPV6);
         header_is(&mut rule, 6, &[UDP]);
-        header_is(&mut rule, 40, &ports);
+        ports_are(&mut rule, &ports);
         rule.add_expr(&Verdict::Accept);
         batch.add(&rule, MsgType::Add);
     }
@@ -190,14 +192,19 @@ pub(super) fn skeleton(batch: &mut Batch, table: &Table, dropped: (u64, u64)) {
 }
 
 /// Replaces the rules of the chain that asks sets like `like`: one rule for each of `sets` of that kind and family.
-pub(super) fn lookups(batch: &mut Batch, table: &Table, like: SetId, sets: impl DoubleEndedIterator<Item = SetId>) {
+pub(super) fn lookups(
+    batch: &mut Batch,
+    table: &Table,
+    like: SetId,
+    sets: impl DoubleEndedIterator<Item = SetId>,
+) {
     let chain = Chain::new(like.chain(), table);
     // NFTA_RULE_TABLE and NFTA_RULE_CHAIN and no handle: all its rules.
     let mut empty = Message::new(libc::NFT_MSG_DELRULE, libc::NLM_F_ACK);
     empty.text(1, TABLE).text(2, &like.chain().to_string_lossy());
     batch.add(&empty, MsgType::Del);
     for set in sets.filter(|set| set.chain() == like.chain()).rev() {
-        let mut rule = Rule::new(&chain);
+        let mut rule = rule_of(&chain, if set.v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 });
         let name = CString::new(set.name()).unwrap_or_default();
         let lookup = if set.v6 {
             rule.add_expr(&Payload::Network(NetworkHeaderField::Ipv6(Ipv6HeaderField::Saddr)));
@@ -248,7 +255,25 @@ pub(super) fn counter(message: &mut Message, packets: u64, bytes: u64) {
     });
 }
 
-/// Loads `length` bytes of the network header. The library's field is named for bits and passed on as bytes.
+/// A rule for one protocol. The chain has judged that already; said again, `nft list` shows addresses as addresses.
+fn rule_of<'a>(chain: &'a Chain<'_>, protocol: u8) -> Rule<'a> {
+    let mut rule = Rule::new(chain);
+    rule.add_expr(&Meta::NfProto);
+    rule.add_expr(&Cmp::new(CmpOp::Eq, protocol));
+    rule
+}
+
+/// Loads the first bytes behind the IP headers; there are none in later fragments, and the rule does not match.
+fn transport(length: u32) -> impl Expression {
+    Payload::Transport(TransportHeaderField::Raw { offset_bits: 0, length_bits: length })
+}
+
+fn ports_are(rule: &mut Rule<'_>, ports: &[u8; 4]) {
+    rule.add_expr(&transport(4));
+    rule.add_expr(&Cmp::new(CmpOp::Eq, &ports[..]));
+}
+
+/// Loads `length` bytes of the network header. The library's fields are named for bits and passed on as bytes.
 fn header(offset: u32, length: u32) -> impl Expression {
     Payload::Network(NetworkHeaderField::Raw { offset_bits: offset, length_bits: length })
 }
@@ -281,7 +306,9 @@ mod tests {
 
     #[test]
     fn masks_keep_the_leading_bits() {
-        for (name, mask) in [("ban4_0", vec![0; 4]), ("ban4_9", vec![255, 128, 0, 0]), ("ban4_32", vec![255; 4])] {
+        for (name, mask) in
+            [("ban4_0", vec![0; 4]), ("ban4_9", vec![255, 128, 0, 0]), ("ban4_32", vec![255; 4])]
+        {
             assert_eq!(SetId::from_name(name).unwrap().mask(), mask, "{name}");
         }
         assert_eq!(SetId::from_name("ban6_64").unwrap().mask(), [[255; 8], [0; 8]].concat());

@@ -197,7 +197,11 @@ mod tests {
                 bytes[turned] = !bytes[turned];
                 for reply in replies(&bytes).take(100) {
                     let attributes = attributes_of(reply.body);
-                    let _read = (attributes.u64(4), attributes.text(1), attributes.nested(3).map(|a| a.iter().count()));
+                    let _read = (
+                        attributes.u64(4),
+                        attributes.text(1),
+                        attributes.nested(3).map(|a| a.iter().count()),
+                    );
                 }
             }
         }

@@ -91,8 +91,7 @@ impl Nft {
     /// When CAP_NET_ADMIN or nf_tables is missing.
     pub fn open(bans_max: usize) -> Result<Self, EnforceError> {
         let socket = Socket::open().map_err(|refusal| error("open nftables", &refusal))?;
-        let mut this =
-            Self { socket, bans_max, sets: BTreeSet::new(), shape: Shape::new(), repaired: false };
+        let mut this = Self { socket, bans_max, sets: BTreeSet::new(), shape: Shape::new(), repaired: false };
         this.rebuild().map_err(|refusal| error("set up the nftables table inet blocker", &refusal))?;
         Ok(this)
     }
@@ -138,9 +137,8 @@ impl Nft {
         let table = layout::table();
         let mut batch = Batch::new();
         let mut sets = self.sets.clone();
-        sets.extend(wishes.iter().filter_map(|(kind, prefix, goal)| {
-            matches!(goal, Goal::Held(_)).then(|| SetId::of(*kind, *prefix))
-        }));
+        let held = wishes.iter().filter(|(.., goal)| matches!(goal, Goal::Held(_)));
+        sets.extend(held.map(|(kind, prefix, _)| SetId::of(*kind, *prefix)));
         let made: BTreeSet<SetId> = sets.difference(&self.sets).copied().collect();
         for set in &made {
             batch.add(&set.create(self.capacity()), MsgType::Add);
@@ -204,7 +202,8 @@ impl Nft {
     /// What the kernel holds of these prefixes.
     fn ask_known(&mut self, wishes: &[Wish]) -> Result<HashMap<(Kind, Prefix), Element>, Refusal> {
         let mut known = HashMap::new();
-        let sets: BTreeSet<SetId> = wishes.iter().map(|(kind, prefix, _)| SetId::of(*kind, *prefix)).collect();
+        let sets: BTreeSet<SetId> =
+            wishes.iter().map(|(kind, prefix, _)| SetId::of(*kind, *prefix)).collect();
         if wishes.len() <= SINGLE_QUESTIONS_MAX {
             for (kind, prefix, _) in wishes {
                 if let Some(element) = self.ask_element(*kind, *prefix)? {
@@ -292,7 +291,8 @@ impl Nft {
         let asked = self.socket.ask(&question, &mut |body| match body.map(attributes_of) {
             Some(rule) if rule.text(2) == Some(layout::DROPPED) => {
                 let expressions = rule.nested(4).into_iter().flat_map(Attributes::iter);
-                if let Some(counted) = expressions.filter_map(|(_, bytes)| counter(Attributes(bytes))).next() {
+                if let Some(counted) = expressions.filter_map(|(_, bytes)| counter(Attributes(bytes))).next()
+                {
                     found = counted;
                 }
             }
@@ -321,12 +321,7 @@ impl Nft {
             self.socket.ask(&question, &mut |body| match body.map(attributes_of) {
                 Some(found) if found.text(1) == Some(TABLE) => {
                     let name = found.text(name).unwrap_or_default().to_owned();
-                    part.insert((
-                        kind,
-                        name,
-                        found.u64(handle).unwrap_or(0),
-                        found.u32(extra).unwrap_or(0),
-                    ));
+                    part.insert((kind, name, found.u64(handle).unwrap_or(0), found.u32(extra).unwrap_or(0)));
                 }
                 Some(_) => {}
                 None => part.clear(),
@@ -350,20 +345,20 @@ impl Enforcer for Nft {
     fn apply(&mut self, batch: &[Change], now: Timestamp) -> Result<(), EnforceError> {
         let (flush, wishes) = wishes(batch, now);
         let what = || format!("write {} changes to nftables", batch.len());
-        if flush && let Err(refusal) = self.commit(true, &[]) {
-            // Lost with the table, then; else the flush itself is what was refused.
-            let gone = refusal.errno == Errno::NOENT && self.rebuild_if_changed().is_ok();
-            if !gone || self.commit(true, &[]).is_err() {
-                return Err(error(&what(), &refusal));
-            }
-        }
         let mut first_error = None;
-        for part in wishes.chunks(TRANSACTION_CHANGES_MAX) {
-            let mut done = self.commit(false, part);
+        let mut flush = flush;
+        let mut parts = wishes.chunks(TRANSACTION_CHANGES_MAX);
+        // A flush goes with the first part, so that what stays banned is never free.
+        while let Some(part) = parts.next().or(flush.then_some(&[])) {
+            let mut done = self.commit(flush, part);
             if done.as_ref().is_err_and(|refusal| refusal.errno == Errno::NOENT) {
                 // The table or a chain of it was deleted under us: put it back, and say so in `repair`.
-                done = self.rebuild_if_changed().and_then(|()| self.commit(false, part));
+                done = self.rebuild_if_changed().and_then(|()| self.commit(flush, part));
             }
+            if done.is_err() && flush {
+                done = self.commit(true, &[]).and_then(|()| self.commit(false, part));
+            }
+            flush = false;
             if done.is_err()
                 && let Err((refusal, prefix)) = self.commit_in_parts(part)
             {
@@ -372,6 +367,10 @@ impl Enforcer for Nft {
                     let _infallible = write!(what, ": {prefix}");
                 }
                 first_error.get_or_insert(EnforceError { prefix, ..error(&what, &refusal) });
+            } else if let Err(refusal) = done
+                && part.is_empty()
+            {
+                first_error.get_or_insert(error(&what(), &refusal));
             }
         }
         first_error.map_or(Ok(()), Err)
@@ -419,7 +418,8 @@ impl Enforcer for Nft {
     }
 
     fn repair(&mut self) -> Result<Health, EnforceError> {
-        self.rebuild_if_changed().map_err(|refusal| error("repair the nftables table inet blocker", &refusal))?;
+        self.rebuild_if_changed()
+            .map_err(|refusal| error("repair the nftables table inet blocker", &refusal))?;
         Ok(if std::mem::take(&mut self.repaired) { Health::Repaired } else { Health::Sound })
     }
 
@@ -427,7 +427,8 @@ impl Enforcer for Nft {
         Description {
             backend: "nftables",
             attachments: vec!["table inet blocker, prerouting, every interface: priority -450".to_owned()],
-            reason: "drops before conntrack and on every interface; XDP would drop earlier and cost less".to_owned(),
+            reason: "drops before conntrack and on every interface; XDP would drop earlier and cost less"
+                .to_owned(),
         }
     }
 
@@ -459,8 +460,11 @@ fn wishes(batch: &[Change], now: Timestamp) -> (bool, Vec<Wish>) {
             Change::Flush => {
                 flush = true;
                 wishes.retain(|(kind, ..)| *kind == Kind::Allow);
-                places =
-                    wishes.iter().enumerate().map(|(place, (kind, prefix, _))| ((*kind, *prefix), place)).collect();
+                places = wishes
+                    .iter()
+                    .enumerate()
+                    .map(|(place, (kind, prefix, _))| ((*kind, *prefix), place))
+                    .collect();
                 continue;
             }
         };
@@ -558,7 +562,7 @@ fn counter(expression: Attributes<'_>) -> Option<(u64, u64)> {
 fn error(what: &str, refusal: &Refusal) -> EnforceError {
     let hint = match refusal.errno {
         Errno::PERM | Errno::ACCESS => "nftables needs the capability CAP_NET_ADMIN",
-        Errno::NFILE => "the set is full: raise bans_max, or wait a minute until expired bans are freed",
+        Errno::NFILE => "the set is full; raise `[enforce] max_bans` and restart",
         Errno::NOENT | Errno::INTR | Errno::EXIST | Errno::BUSY => RELOAD_HINT,
         Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::INVAL | Errno::PROTO => {
             "does this kernel have nf_tables? Try `modprobe nf_tables`"

@@ -148,14 +148,13 @@ impl Socket {
                 return Ok(());
             }
         }
-        Err(Refusal { errno: Errno::INTR, explanation: "the rules changed during each of 10 readings".into() })
+        Err(Refusal {
+            errno: Errno::INTR,
+            explanation: "the rules changed during each of 10 readings".into(),
+        })
     }
 
-    fn ask_once(
-        &mut self,
-        question: &Message,
-        read: &mut dyn FnMut(Option<&[u8]>),
-    ) -> Result<bool, Refusal> {
+    fn ask_once(&mut self, question: &Message, read: &mut dyn FnMut(Option<&[u8]>)) -> Result<bool, Refusal> {
         self.forget_old_answers()?;
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.socket.send(&question.finish(self.sequence))?;
