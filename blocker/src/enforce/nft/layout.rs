@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    collections::BTreeSet,
     ffi::{CStr, CString},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -96,8 +97,8 @@ impl SetId {
         let mut message = Message::new(libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE | libc::NLM_F_ACK);
         // NFTA_SET_TABLE, _NAME, _FLAGS, _KEY_TYPE (7 ipv4_addr, 8 ipv6_addr, for `nft list`), _KEY_LEN, _ID.
         message.text(1, TABLE).text(2, &self.name());
-        message.u32(3, if self.kind == Kind::Ban { libc::NFT_SET_TIMEOUT as u32 } else { 0 });
-        message.u32(4, if self.v6 { 8 } else { 7 }).u32(5, if self.v6 { 16 } else { 4 });
+        let (flags, key_bytes) = self.shape();
+        message.u32(3, flags).u32(4, if self.v6 { 8 } else { 7 }).u32(5, key_bytes);
         // NFTA_SET_DESC with NFTA_SET_DESC_SIZE.
         message.nest(9, |m| {
             m.u32(1, capacity);
@@ -110,6 +111,12 @@ impl SetId {
             });
         }
         message
+    }
+
+    /// NFTA_SET_FLAGS and NFTA_SET_KEY_LEN.
+    pub(super) fn shape(self) -> (u32, u32) {
+        let flags = if self.kind == Kind::Ban { libc::NFT_SET_TIMEOUT as u32 } else { 0 };
+        (flags, if self.v6 { 16 } else { 4 })
     }
 
     fn chain(self) -> CString {
@@ -133,17 +140,42 @@ pub(super) fn table() -> Table {
     Table::new(TABLE_C, ProtoFamily::Inet)
 }
 
-/// Adds the table, its chains and the rules that never change. `dropped` is what was counted so far.
-pub(super) fn skeleton(batch: &mut Batch, table: &Table, dropped: (u64, u64)) {
+/// The chains without a hook.
+const CHAINS: [&CStr; 7] = [c"dropped", c"allow4", c"allow6", c"ban4", c"ban6", c"source4", c"source6"];
+const BASE: &CStr = c"prerouting";
+
+/// Adds the table and its chains.
+pub(super) fn create(batch: &mut Batch, table: &Table) {
     batch.add(table, MsgType::Add);
-    for name in [c"dropped", c"allow4", c"allow6", c"ban4", c"ban6", c"source4", c"source6"] {
+    for name in CHAINS {
         batch.add(&Chain::new(name, table), MsgType::Add);
     }
-    let mut base = Chain::new(c"prerouting", table);
+    let mut base = Chain::new(BASE, table);
     base.set_hook(Hook::PreRouting, PRIORITY);
     base.set_type(ChainType::Filter);
     base.set_policy(Policy::Accept);
     batch.add(&base, MsgType::Add);
+}
+
+/// A chain as the kernel lists it: its name, and for one with a hook that hook, priority and policy.
+pub(super) type ChainFacts = (String, Option<(u32, u32, u32)>);
+
+/// The facts of every chain that [`create`] makes.
+pub(super) fn chains() -> BTreeSet<ChainFacts> {
+    let facts = |name: &CStr, hook| (name.to_string_lossy().into_owned(), hook);
+    let hook = (libc::NF_INET_PRE_ROUTING as u32, PRIORITY.cast_unsigned(), libc::NF_ACCEPT as u32);
+    CHAINS.map(|name| facts(name, None)).into_iter().chain([facts(BASE, Some(hook))]).collect()
+}
+
+/// Writes every rule, with one lookup for each of `sets`; `dropped` is what was counted so far.
+pub(super) fn rules(batch: &mut Batch, table: &Table, sets: &BTreeSet<SetId>, dropped: (u64, u64)) {
+    for name in CHAINS.into_iter().chain([BASE]) {
+        batch.add(&no_rules(name), MsgType::Del);
+    }
+    for (kind, v6) in [(Kind::Ban, false), (Kind::Ban, true), (Kind::Allow, false), (Kind::Allow, true)] {
+        lookups(batch, table, SetId { kind, v6, length: 0 }, sets.iter().copied());
+    }
+    let base = Chain::new(BASE, table);
     batch.add(&drop_rule(dropped), MsgType::Add);
     for (protocol, chain) in [(NFPROTO_IPV4, c"source4"), (NFPROTO_IPV6, c"source6")] {
         let mut rule = rule_of(&base, protocol);
@@ -199,10 +231,7 @@ pub(super) fn lookups(
     sets: impl DoubleEndedIterator<Item = SetId>,
 ) {
     let chain = Chain::new(like.chain(), table);
-    // NFTA_RULE_TABLE and NFTA_RULE_CHAIN and no handle: all its rules.
-    let mut empty = Message::new(libc::NFT_MSG_DELRULE, libc::NLM_F_ACK);
-    empty.text(1, TABLE).text(2, &like.chain().to_string_lossy());
-    batch.add(&empty, MsgType::Del);
+    batch.add(&no_rules(&like.chain()), MsgType::Del);
     for set in sets.filter(|set| set.chain() == like.chain()).rev() {
         let mut rule = rule_of(&chain, if set.v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 });
         let name = CString::new(set.name()).unwrap_or_default();
@@ -225,6 +254,13 @@ pub(super) fn lookups(
         });
         batch.add(&rule, MsgType::Add);
     }
+}
+
+/// Deletes every rule of a chain: NFTA_RULE_TABLE and NFTA_RULE_CHAIN, and no handle.
+fn no_rules(chain: &CStr) -> Message {
+    let mut message = Message::new(libc::NFT_MSG_DELRULE, libc::NLM_F_ACK);
+    message.text(1, TABLE).text(2, &chain.to_string_lossy());
+    message
 }
 
 /// `counter packets P bytes B drop`; `nftnl` cannot give a counter its first value.

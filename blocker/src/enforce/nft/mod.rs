@@ -2,9 +2,9 @@
 //!
 //! One change of the batch is one element; a batch is one transaction, without an `nft` process. The table belongs to
 //! nobody while no agent runs, so it keeps dropping, and an administrator can always delete it (`nft delete table
-//! inet blocker`); [`Nft::repair`] notices. Opening reads what a table of this name holds and writes it anew in one
-//! transaction, whoever made it: rules that were altered, a former layout and another size are all replaced, bans and
-//! counters kept, and at no instant does a banned packet pass.
+//! inet blocker`); `repair` notices. Opening takes over what a table of this name holds, whoever made it, in one
+//! transaction: rules are written anew, and where chains or sets are of another layout or size, the whole table is. Bans
+//! and counters are kept, and at no instant does a banned packet pass.
 //!
 //! It knows nothing of why a prefix is banned. Element timeouts stand still while the machine is suspended; the wall
 //! clock is only compared with them.
@@ -40,6 +40,8 @@ const MESSAGE_ELEMENTS_MAX: usize = 500;
 const TRANSACTION_CHANGES_MAX: usize = 65_536;
 /// Up to so many changes, elements are asked for one by one; above, whole sets are read.
 const SINGLE_QUESTIONS_MAX: usize = 64;
+/// An end that is nearer than this to the one asked for stays: entries are true to within a second.
+const NEAR_MS: u64 = 100;
 /// The longest timeout of an element, 584 years in milliseconds: the kernel keeps nanoseconds in 64 bits
 /// (`nf_msecs_to_jiffies64`).
 const TIMEOUT_MS_MAX: u64 = u64::MAX / 1_000_000 - 1;
@@ -100,30 +102,31 @@ impl Nft {
         u32::try_from(self.bans_max.saturating_add(self.bans_max / 2)).unwrap_or(u32::MAX).max(64)
     }
 
-    /// Writes the whole table anew with what it holds now, in one transaction.
+    /// Makes the table what it must be, in one transaction, and keeps what it holds. Where table, chains and sets are
+    /// as they must be, only the rules are written anew, so that taking over many bans costs nothing.
     fn rebuild(&mut self) -> Result<(), Refusal> {
-        let exists = self.ask_table()?.is_some();
-        let sets = if exists { self.ask_sets()? } else { BTreeSet::new() };
+        let found = self.ask_table()?;
+        let exists = found.is_some();
+        let (sets, sets_fit) = if exists { self.ask_sets()? } else { (BTreeSet::new(), false) };
         let dropped = if exists { self.ask_dropped()? } else { (0, 0) };
-        let mut content = BTreeMap::new();
-        for set in &sets {
-            // A set of another shape is not read as ours: its keys do not fit.
-            content.insert(*set, self.ask_elements(*set)?);
-        }
+        let fits =
+            sets_fit && found.is_some_and(|(_, flags)| flags == 0) && self.ask_chains()? == layout::chains();
         let table = layout::table();
         let mut batch = Batch::new();
-        if exists {
-            batch.add(&table, MsgType::Del);
+        if !fits {
+            if exists {
+                batch.add(&table, MsgType::Del);
+            }
+            layout::create(&mut batch, &table);
+            for set in &sets {
+                batch.add(&set.create(self.capacity()), MsgType::Add);
+            }
         }
-        layout::skeleton(&mut batch, &table, dropped);
-        for set in &sets {
-            batch.add(&set.create(self.capacity()), MsgType::Add);
-        }
-        for like in one_of_each(&sets) {
-            layout::lookups(&mut batch, &table, like, sets.iter().copied());
-        }
-        for (set, elements) in &content {
-            add_elements(&mut batch, libc::NFT_MSG_NEWSETELEM, *set, elements);
+        layout::rules(&mut batch, &table, &sets, dropped);
+        if !fits {
+            for set in &sets {
+                add_elements(&mut batch, libc::NFT_MSG_NEWSETELEM, *set, &self.ask_elements(*set)?);
+            }
         }
         self.socket.commit(batch)?;
         self.sets = sets;
@@ -158,7 +161,9 @@ impl Nft {
         for (kind, prefix, goal) in wishes {
             let set = SetId::of(*kind, *prefix);
             let found = known.get(&(*kind, *prefix)).copied();
-            if *kind == Kind::Allow && found.is_some() && matches!(goal, Goal::Held(_)) {
+            if let (Some(found), Goal::Held(left_ms)) = (found, goal)
+                && is_near(found.left_ms, *left_ms)
+            {
                 continue;
             }
             if let Some(found) = found {
@@ -272,15 +277,41 @@ impl Nft {
         }
     }
 
-    fn ask_sets(&mut self) -> Result<BTreeSet<SetId>, Refusal> {
+    /// Our sets, and whether every set of the table is one and as we would make it.
+    fn ask_sets(&mut self) -> Result<(BTreeSet<SetId>, bool), Refusal> {
         let mut question = Message::new(libc::NFT_MSG_GETSET, libc::NLM_F_DUMP);
         question.text(1, TABLE);
-        let mut found = BTreeSet::new();
+        let capacity = self.capacity();
+        let (mut sets, mut fit) = (BTreeSet::new(), true);
         self.socket.ask(&question, &mut |body| match body.map(attributes_of) {
-            Some(attributes) => found.extend(attributes.text(2).and_then(SetId::from_name)),
-            None => found.clear(),
+            Some(found) => {
+                let set = found.text(2).and_then(SetId::from_name);
+                sets.extend(set);
+                // NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_DESC with NFTA_SET_DESC_SIZE.
+                // No flags are no attribute.
+                let shape = found.u32(5).map(|key_bytes| (found.u32(3).unwrap_or(0), key_bytes));
+                let size = found.nested(9).and_then(|description| description.u32(1));
+                fit &= set.is_some_and(|set| shape == Some(set.shape())) && size == Some(capacity);
+            }
+            None => (sets, fit) = (BTreeSet::new(), true),
         })?;
-        Ok(found)
+        Ok((sets, fit))
+    }
+
+    fn ask_chains(&mut self) -> Result<BTreeSet<layout::ChainFacts>, Refusal> {
+        let mut question = Message::new(libc::NFT_MSG_GETCHAIN, libc::NLM_F_DUMP);
+        question.text(1, TABLE);
+        let mut chains = BTreeSet::new();
+        self.socket.ask(&question, &mut |body| match body.map(attributes_of) {
+            Some(found) if found.text(1) == Some(TABLE) => {
+                // NFTA_CHAIN_HOOK with NFTA_HOOK_HOOKNUM and NFTA_HOOK_PRIORITY, NFTA_CHAIN_POLICY.
+                let hook = found.nested(4).and_then(|hook| Some((hook.u32(1)?, hook.u32(2)?, found.u32(5)?)));
+                chains.insert((found.text(3).unwrap_or_default().to_owned(), hook));
+            }
+            Some(_) => {}
+            None => chains.clear(),
+        })?;
+        Ok(chains)
     }
 
     /// Packets and bytes counted by the rule that drops.
@@ -487,6 +518,14 @@ fn goal(until: Until, now: Timestamp) -> Goal {
             let left = end.saturating_since(now).as_micros().div_ceil(1_000);
             Goal::Held(Some(u64::try_from(left).unwrap_or(u64::MAX).min(TIMEOUT_MS_MAX)))
         }
+    }
+}
+
+/// Whether an element already ends when it shall, as those do that a restarted agent asks for again.
+fn is_near(left_ms: Option<u64>, wanted_ms: Option<u64>) -> bool {
+    match (left_ms, wanted_ms) {
+        (Some(left), Some(wanted)) => left.abs_diff(wanted) <= NEAR_MS,
+        (left, wanted) => left == wanted,
     }
 }
 
