@@ -1,5 +1,5 @@
-//! What only the nftables enforcer can meet: other programs that change its table, another size, VLAN interfaces with
-//! real traffic over them, and a missing capability. What every enforcer does is in `enforcers.rs`.
+//! What only the nftables enforcer can meet: other programs that change its table, another size, and a missing
+//! capability. What every enforcer does is in `enforcers.rs`.
 
 use std::{
     net::IpAddr,
@@ -134,53 +134,6 @@ fn another_size_keeps_bans_allowlist_and_counts() {
     // 100 and half as many fitted before.
     let many: Vec<Change> = (1..=250).map(|n| ban(&format!("203.0.113.{n}"), Until::Forever)).collect();
     nft.apply(&many, now()).unwrap();
-}
-
-#[test]
-fn a_vlan_interface_does_not_let_a_banned_source_in() {
-    if skips("a_vlan_interface_does_not_let_a_banned_source_in") {
-        return;
-    }
-    let (host, peer) = wired();
-    if let Err(error) = host.ip("link add link eth0 name probe type vlan id 9") {
-        let reason = format!("this kernel has no VLAN interfaces (module 8021q): {error}");
-        return skipped("a_vlan_interface_does_not_let_a_banned_source_in", &reason);
-    }
-    let mut nft = open(&host, BANS_MAX);
-    // One tag, and two (802.1ad outside, 802.1Q inside), each with addresses of its own.
-    for (netns, last) in [(&host, 1), (&peer, 2)] {
-        for command in [
-            "link add link eth0 name one type vlan id 5".to_owned(),
-            "link add link eth0 name outer type vlan proto 802.1ad id 6".to_owned(),
-            "link add link outer name two type vlan id 7".to_owned(),
-            format!("addr add 192.0.2.{last}/24 dev one"),
-            format!("addr add 2001:db8:5::{last}/64 dev one nodad"),
-            format!("addr add 203.0.113.{last}/24 dev two"),
-            format!("addr add 2001:db8:7::{last}/64 dev two nodad"),
-            "link set one up".to_owned(),
-            "link set outer up".to_owned(),
-            "link set two up".to_owned(),
-        ] {
-            netns.ip(&command).unwrap();
-        }
-    }
-    for (address, banned) in [
-        ("192.0.2.1", "192.0.2.2"),
-        ("2001:db8:5::1", "2001:db8:5::/64"),
-        ("203.0.113.1", "203.0.113.2"),
-        ("2001:db8:7::1", "2001:db8:7::2"),
-    ] {
-        let address: IpAddr = address.parse().unwrap();
-        let _echo = probe::Echo::start(&host, address, 2222, 5353).unwrap();
-        let alive = || {
-            [probe::tcp(&peer, address, 2222), probe::udp(&peer, address, 5353), probe::ping(&peer, address)]
-        };
-        assert_eq!(alive(), [true; 3], "{address} while nobody is banned");
-        nft.apply(&[ban(banned, in_an_hour())], now()).unwrap();
-        assert_eq!(alive(), [false; 3], "{address} while {banned} is banned");
-        nft.apply(&[Change::Unban { prefix: prefix(banned) }], now()).unwrap();
-        assert_eq!(alive(), [true; 3], "{address} after the unban");
-    }
 }
 
 #[test]
