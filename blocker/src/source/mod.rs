@@ -1,1 +1,10 @@
-//! Where lines come from.
+//! Where lines come from: log files and a datagram socket that applications write to.
+//!
+//! A source hands out blocks of whole lines and the name it was given; it knows no filter, no jail and no ban.
+#![forbid(unsafe_code)]
+
+pub mod file;
+pub mod socket;
+
+pub use file::{FileSource, FileStatus, Options, Position};
+pub use socket::LineSocket;

@@ -1,0 +1,507 @@
+//! One configured path or pattern: which inodes it means now, which it meant a moment ago.
+//!
+//! Looking is declarative: the names that match are compared with the inodes being read. An inode that is read already
+//! keeps its tail under whatever name it has now; one without a name is drained; a new one is opened. It knows no
+//! events, only that it is to look again.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirEntryExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    glob, open,
+    position::{Position, path_text},
+    tail::{Counters, Identity, Tail},
+    watch::{Name, PlaceId, Watch},
+};
+use crate::engine::{Reading, SourceId};
+
+/// The most files one pattern reads; the rest are counted.
+pub const FILES_MAX: usize = 1024;
+/// Files without a name that are still watched, for each path; the oldest is let go before its time.
+const RETIRED_MAX: usize = 64;
+/// Positions remembered of files no longer read, for each configured path.
+const DEPARTED_MAX: usize = 64;
+/// Files that were renamed before they were opened, remembered until found.
+const MOVED_MAX: usize = 256;
+/// Directory entries looked at for a file that was renamed while nobody read.
+const ENTRIES_MAX: usize = 65_536;
+/// Looks at directories that change while they are looked at.
+const ROUTES_MAX: usize = 8;
+
+/// One path, and the files it means and meant.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// In the order they are to be read; at most one is not retired.
+    pub(crate) tails: Vec<Tail>,
+    /// Why there is nothing to read, or what is wrong; empty if nothing is.
+    pub(crate) trouble: String,
+    /// The same file is read under this name.
+    alias: Option<PathBuf>,
+    /// A file that was there at the start but could not be opened, and its size then.
+    blocked: Option<(Identity, u64)>,
+    /// Of tails let go.
+    closed: Counters,
+    pub(crate) rotated: u64,
+}
+
+impl Slot {
+    fn current(&self) -> Option<&Tail> {
+        self.tails.iter().find(|tail| tail.retire_at.is_none())
+    }
+
+    fn retire(&mut self, now: Instant, drain_time: Duration) {
+        for tail in self.tails.iter_mut().filter(|tail| tail.retire_at.is_none()) {
+            tail.retire(now, drain_time);
+            self.rotated += 1;
+        }
+    }
+
+    /// Counts over all its files.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = self.closed;
+        for tail in &self.tails {
+            counters.add(&tail.counters);
+        }
+        counters
+    }
+
+    /// In words: starts with "reading" only if a file is open.
+    pub(crate) fn state(&self) -> String {
+        match (self.current(), &self.alias) {
+            (Some(tail), _) if tail.wd.is_none() => "reading, by polling: no inotify watch is left \
+                 (raise the sysctl fs.inotify.max_user_watches)"
+                .to_owned(),
+            (Some(_), _) if self.trouble.is_empty() => "reading".to_owned(),
+            (Some(_), _) => format!("reading, with trouble: {}", self.trouble),
+            (None, Some(alias)) => format!("reading as {}", alias.display()),
+            (None, None) => self.trouble.clone(),
+        }
+    }
+}
+
+/// A configured path or pattern.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) id: PlaceId,
+    /// Absolute.
+    pub(crate) path: PathBuf,
+    pub(crate) sources: Vec<SourceId>,
+    pub(crate) slots: BTreeMap<PathBuf, Slot>,
+    /// Look again.
+    pub(crate) stale: bool,
+    /// Directories could not be watched: look again and again.
+    pub(crate) unwatched: bool,
+    /// Why the pattern's directory cannot be listed.
+    pub(crate) trouble: String,
+    pub(crate) files_over_limit: u64,
+    /// Taken at the first look.
+    stored: Option<Vec<Position>>,
+    resumed: bool,
+    departed: VecDeque<Position>,
+    /// Files that left our name before they were opened: the name they left, the name they have.
+    moved: Vec<(PathBuf, PathBuf)>,
+    wanted: BTreeSet<Name>,
+}
+
+impl Place {
+    /// A place that was not looked at yet.
+    pub(crate) fn new(id: PlaceId, path: PathBuf, stored: Vec<Position>) -> Self {
+        Self {
+            id,
+            path,
+            sources: Vec::new(),
+            slots: BTreeMap::new(),
+            stale: true,
+            unwatched: false,
+            trouble: String::new(),
+            files_over_limit: 0,
+            resumed: !stored.is_empty(),
+            stored: Some(stored),
+            departed: VecDeque::new(),
+            moved: Vec::new(),
+            wanted: BTreeSet::new(),
+        }
+    }
+
+    /// Whether a path may be this place's.
+    pub(crate) fn covers(&self, path: &str) -> bool {
+        if !self.is_pattern() {
+            return path == path_text(&self.path);
+        }
+        let path = Path::new(path);
+        path.parent() == self.path.parent()
+            && glob::matches(name_of(&self.path).as_bytes(), name_of(path).as_bytes())
+    }
+
+    /// Whether it means any number of files.
+    pub(crate) fn is_pattern(&self) -> bool {
+        glob::is_pattern(name_of(&self.path).as_bytes())
+    }
+
+    /// Whether it is to be looked at again soon without being told.
+    pub(crate) fn in_trouble(&self) -> bool {
+        !self.trouble.is_empty()
+            || self.slots.is_empty()
+            || self.slots.values().any(|slot| !slot.trouble.is_empty())
+    }
+
+    /// Every file being read.
+    pub(crate) fn tails_mut(&mut self) -> impl Iterator<Item = &mut Tail> {
+        self.slots.values_mut().flat_map(|slot| slot.tails.iter_mut())
+    }
+
+    /// How far its files were read, those let go included.
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        let mut positions = BTreeMap::new();
+        for position in &self.departed {
+            positions.insert(position.key(), position.clone());
+        }
+        for (path, slot) in &self.slots {
+            for tail in &slot.tails {
+                let position = tail.position(path_text(path), false);
+                positions.insert(position.key(), position);
+            }
+        }
+        positions.into_values().collect()
+    }
+
+    /// Whether something that happened to this path can matter here.
+    pub(crate) fn wants(&self, path: &Path) -> bool {
+        let (Some(parent), name) = (path.parent(), name_of(path)) else { return false };
+        self.wanted.iter().any(|(directory, wanted)| {
+            directory == parent && (*wanted == name || glob::matches(wanted.as_bytes(), name.as_bytes()))
+        })
+    }
+
+    /// Which of our names a file had that is renamed away from `path`.
+    pub(crate) fn leaves(&self, path: &Path) -> Option<PathBuf> {
+        let known = self.moved.iter().find(|(_, now)| now == path).map(|(origin, _)| origin.clone());
+        known.or_else(|| {
+            self.wants(path).then(|| if self.is_pattern() { path.to_owned() } else { self.path.clone() })
+        })
+    }
+
+    /// A file that left our name `origin` went from `from` to `to`.
+    pub(crate) fn moved(&mut self, origin: PathBuf, from: &Path, to: PathBuf) {
+        self.stale = true;
+        // Whoever had the new name lost it.
+        self.moved.retain(|(_, now)| *now != to);
+        if let Some((_, now)) = self.moved.iter_mut().find(|(_, now)| now == from) {
+            *now = to;
+        } else if self.moved.len() < MOVED_MAX {
+            self.moved.push((origin, to));
+        }
+    }
+
+    /// Nothing happened since the last look: what was to be found was found.
+    pub(crate) fn settle(&mut self) {
+        self.moved.clear();
+    }
+
+    /// Directories of this place went away: watch anew.
+    pub(crate) fn lost_directory(&mut self) {
+        self.stale = true;
+        self.wanted.clear();
+    }
+
+    /// Brings what is read in line with what the names mean now.
+    pub(crate) fn look(&mut self, now: Instant, drain_time: Duration, watch: &mut Watch) {
+        self.stale = false;
+        self.watch_directories(watch);
+        let first = self.stored.is_some();
+        for position in self.stored.take().unwrap_or_default() {
+            match self.find(&position).and_then(|file| Tail::resume(file, &position).ok()) {
+                Some(mut tail) if !position.departed => {
+                    tail.retire_at = Some(now + drain_time);
+                    self.slots.entry(PathBuf::from(&position.path)).or_default().tails.push(tail);
+                }
+                _ => self.depart(position),
+            }
+        }
+        for (origin, path) in self.moved.clone() {
+            self.open_moved(origin, &path, now, drain_time);
+        }
+        let mut paths = self.list();
+        paths.extend(self.slots.keys().cloned());
+        for path in paths {
+            self.look_at(&path, first, now, drain_time);
+        }
+        if self.is_pattern() {
+            self.slots.retain(|path, slot| !slot.tails.is_empty() || fs::symlink_metadata(path).is_ok());
+        }
+        for slot in self.slots.values_mut() {
+            let over =
+                slot.tails.iter().filter(|tail| tail.retire_at.is_some()).count().saturating_sub(RETIRED_MAX);
+            for tail in slot.tails.iter_mut().filter(|tail| tail.retire_at.is_some()).take(over) {
+                tail.retire_at = Some(now);
+            }
+            for tail in slot.tails.iter_mut().filter(|tail| tail.wd.is_none()) {
+                tail.wd = watch.file(tail.file()).ok();
+            }
+        }
+    }
+
+    /// Watches every directory on which the meaning of the path depends, before it is looked up.
+    fn watch_directories(&mut self, watch: &mut Watch) {
+        for _ in 0..ROUTES_MAX {
+            let mut wanted = open::route(&self.path);
+            for path in self.slots.keys().filter(|_| self.is_pattern()) {
+                if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
+                    wanted.extend(open::route(path));
+                }
+            }
+            if wanted == self.wanted && !self.unwatched {
+                return;
+            }
+            self.unwatched = false;
+            for directory in wanted.iter().map(|(directory, _)| directory).collect::<BTreeSet<_>>() {
+                self.unwatched |= watch.directory(directory, self.id).is_err();
+            }
+            watch.keep_directories(self.id, &wanted);
+            self.wanted = wanted;
+        }
+    }
+
+    /// Finds the file of a stored position, under its own name or another in the same directories.
+    fn find(&self, position: &Position) -> Option<File> {
+        let is_it = |path: &Path| {
+            let (id, _) = open::identify(path).ok()?;
+            let file = (id == (position.dev, position.inode)).then(|| open::open(path).ok()).flatten()?;
+            position.fits(&file).ok()?.then_some(file)
+        };
+        let directories: BTreeSet<&Path> =
+            self.wanted.iter().map(|(directory, _)| directory.as_path()).collect();
+        is_it(Path::new(&position.path)).or_else(|| {
+            directories.into_iter().find_map(|directory| {
+                fs::read_dir(directory)
+                    .ok()?
+                    .take(ENTRIES_MAX)
+                    .flatten()
+                    .filter(|entry| entry.ino() == position.inode)
+                    .find_map(|entry| is_it(&entry.path()))
+            })
+        })
+    }
+
+    /// Opens a file that left our name before it was opened.
+    fn open_moved(&mut self, origin: PathBuf, path: &Path, now: Instant, drain_time: Duration) {
+        let Ok((id, _)) = open::identify(path) else { return };
+        if self.tails_mut().any(|tail| tail.id == id) {
+            return;
+        }
+        let Ok(file) = open::open(path) else { return };
+        if let Ok(mut tail) = self.begin(file, Reading::Live)
+            && !self.tails_mut().any(|known| known.id == tail.id)
+        {
+            tail.retire_at = Some(now + drain_time);
+            let slot = self.slots.entry(origin).or_default();
+            slot.retire(now, drain_time);
+            slot.rotated += 1;
+            slot.tails.push(tail);
+        }
+    }
+
+    /// A tail for a file that is not read yet, from where it was left if it was read before.
+    fn begin(&mut self, file: File, reading: Reading) -> io::Result<Tail> {
+        let metadata = file.metadata()?;
+        let id = (metadata.dev(), metadata.ino());
+        if let Some(index) = self.departed.iter().position(|position| (position.dev, position.inode) == id)
+            && let Some(position) = self.departed.remove(index)
+            && position.fits(&file)?
+        {
+            return Tail::resume(file, &position);
+        }
+        Tail::from_start(file, reading)
+    }
+
+    /// The paths that the pattern matches now.
+    fn list(&mut self) -> BTreeSet<PathBuf> {
+        if !self.is_pattern() {
+            return BTreeSet::from([self.path.clone()]);
+        }
+        let pattern = name_of(&self.path).as_bytes();
+        let entries = match fs::read_dir(self.path.parent().unwrap_or(Path::new("/"))) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.trouble = open::trouble(&error);
+                return BTreeSet::new();
+            }
+        };
+        let mut paths: BTreeSet<PathBuf> = entries
+            .take(ENTRIES_MAX)
+            .flatten()
+            .filter(|entry| glob::matches(pattern, entry.file_name().as_bytes()))
+            .map(|entry| entry.path())
+            .collect();
+        self.files_over_limit = paths.len().saturating_sub(FILES_MAX) as u64;
+        if let Some(beyond) = paths.iter().nth(FILES_MAX).cloned() {
+            paths.split_off(&beyond);
+        }
+        self.trouble.clear();
+        paths
+    }
+
+    /// Compares what a path means with what is read under it.
+    fn look_at(&mut self, path: &Path, first: bool, now: Instant, drain_time: Duration) {
+        let found = open::identify(path);
+        let slot = self.slots.entry(path.to_owned()).or_default();
+        slot.alias = None;
+        let (id, size) = match found {
+            Ok(found) => found,
+            Err(trouble) => {
+                slot.trouble = trouble;
+                slot.retire(now, drain_time);
+                return;
+            }
+        };
+        slot.trouble.clear();
+        if slot.current().is_some_and(|tail| tail.id == id) {
+            return;
+        }
+        slot.retire(now, drain_time);
+        match self.take_tail(path, id) {
+            Taken::Tail(mut tail) => {
+                tail.retire_at = None;
+                self.install(path, *tail, None);
+                return;
+            }
+            Taken::Alias(alias) => {
+                self.slots.entry(path.to_owned()).or_default().alias = Some(alias);
+                return;
+            }
+            Taken::Nothing => {}
+        }
+        let blocked = self.slots.get_mut(path).and_then(|slot| slot.blocked.take());
+        let tail = open::open(path).and_then(|file| {
+            let seen = self.departed.iter().any(|position| (position.dev, position.inode) == id);
+            let tail = match blocked {
+                _ if seen || (first && self.resumed) => self.begin(file, Reading::CatchingUp),
+                Some((blocked, size)) if blocked == id => Tail::from_end(file, size),
+                _ if first => file.metadata().and_then(|now| Tail::from_end(file, now.len())),
+                _ => Tail::from_start(file, Reading::Live),
+            };
+            tail.map_err(|error| open::trouble(&error))
+        });
+        match tail {
+            Ok(tail) => {
+                let before = self.slots.get(path).and_then(|slot| slot.tails.last()).map(|tail| tail.id);
+                self.install(path, tail, before);
+            }
+            Err(trouble) => {
+                let slot = self.slots.entry(path.to_owned()).or_default();
+                slot.trouble = trouble;
+                slot.blocked = if first { Some((id, size)) } else { blocked };
+            }
+        }
+    }
+
+    fn install(&mut self, path: &Path, mut tail: Tail, after: Option<Identity>) {
+        tail.after = after;
+        if let Ok((id, _)) = open::identify(path)
+            && id != tail.id
+        {
+            // Renamed between looking and opening.
+            self.stale = true;
+        }
+        self.slots.entry(path.to_owned()).or_default().tails.push(tail);
+    }
+
+    /// Takes the tail of an inode from the name under which it is read, unless that name still means it.
+    fn take_tail(&mut self, path: &Path, id: Identity) -> Taken {
+        for (other, slot) in &mut self.slots {
+            let Some(index) = slot.tails.iter().position(|tail| tail.id == id) else { continue };
+            if other != path && open::identify(other).is_ok_and(|(now, _)| now == id) {
+                return Taken::Alias(other.clone());
+            }
+            return Taken::Tail(Box::new(slot.tails.remove(index)));
+        }
+        Taken::Nothing
+    }
+
+    /// Reads once from the first file of a slot that has something; `true` if there may be more. Files whose name
+    /// another took come first.
+    pub(crate) fn read(
+        &mut self,
+        path: &Path,
+        deadline: Instant,
+        buffer: &mut [u8],
+        deliver: super::tail::Deliver<'_>,
+    ) -> bool {
+        let next = self.slots.get(path).and_then(|slot| slot.tails.iter().find(|tail| tail.dirty));
+        let Some((id, after)) = next.map(|tail| (tail.id, tail.after)) else { return false };
+        if after
+            .is_some_and(|after| after != id && self.tails_mut().any(|tail| tail.dirty && tail.id == after))
+        {
+            return true;
+        }
+        let Some(slot) = self.slots.get_mut(path) else { return false };
+        let Some(tail) = slot.tails.iter_mut().find(|tail| tail.dirty) else { return false };
+        tail.after = None;
+        match tail.read(buffer, deliver) {
+            Ok(true) => tail.retire_at = tail.retire_at.map(|at| at.max(deadline)),
+            Ok(false) => {}
+            Err(error) => {
+                tail.dirty = false;
+                slot.trouble = format!("cannot be read: {error}");
+            }
+        }
+        slot.tails.iter().any(|tail| tail.dirty)
+    }
+
+    /// Lets go the files whose time without a name is over; returns their watches.
+    pub(crate) fn finish(
+        &mut self,
+        now: Instant,
+        buffer: &mut [u8],
+        deliver: super::tail::Deliver<'_>,
+    ) -> Vec<i32> {
+        let mut watches = Vec::new();
+        let mut departed = Vec::new();
+        for (path, slot) in &mut self.slots {
+            let over = |tail: &mut Tail| tail.retire_at.is_some_and(|at| at <= now) && !tail.dirty;
+            for mut tail in slot.tails.extract_if(.., over) {
+                if let Err(error) = tail.finish(buffer, deliver) {
+                    slot.trouble = format!("cannot be read: {error}");
+                }
+                slot.closed.add(&tail.counters);
+                watches.extend(tail.wd);
+                departed.push(tail.position(path_text(path), true));
+            }
+        }
+        departed.into_iter().for_each(|position| self.depart(position));
+        watches
+    }
+
+    /// Remembers how far a file was read, should its name come back.
+    fn depart(&mut self, mut position: Position) {
+        position.departed = true;
+        self.departed.retain(|known| known.key() != position.key());
+        if self.departed.len() >= DEPARTED_MAX {
+            self.departed.pop_front();
+        }
+        self.departed.push_back(position);
+    }
+}
+
+/// What became of an inode's tail.
+enum Taken {
+    Tail(Box<Tail>),
+    Alias(PathBuf),
+    Nothing,
+}
+
+/// The last component.
+pub(crate) fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
+}
