@@ -398,6 +398,26 @@ fn counts_are_exact_and_kept_by_a_restart_without_a_gap() {
 }
 
 #[test]
+fn a_packet_counts_for_the_narrowest_ban_and_a_prolonged_ban_keeps_its_count() {
+    with_each("a_packet_counts_for_the_narrowest_ban_and_a_prolonged_ban_keeps_its_count", |stage| {
+        // Made in an order that is not that of their lengths.
+        for banned in ["20.0.0.0/8", "20.1.2.3", "20.1.0.0/16", "2001:db8::/32", "2001:db8:66::/64"] {
+            stage.apply(&[ban(banned, 60_000)]);
+        }
+        let sources = ["20.1.2.3", "20.1.2.4", "20.2.2.2", "2001:db8:66::1", "2001:db8:67::1"];
+        for times in 1..=2 {
+            for source in sources {
+                assert!(stage.drops(&frame::tcp(source.parse().unwrap())), "{:?}: {source}", stage.backend);
+            }
+            let expected = ["20.1.2.3", "20.1.0.0/16", "20.0.0.0/8", "2001:db8:66::/64", "2001:db8::/32"]
+                .map(|prefix| (prefix.to_owned(), times));
+            assert_eq!(stage.packets(), expected.into(), "{:?}", stage.backend);
+            stage.apply(&[ban("20.1.2.3", 120_000), ban("20.0.0.0/8", 0), ban("2001:db8:66::/64", 30_000)]);
+        }
+    });
+}
+
+#[test]
 fn a_large_batch_is_in_force_whole() {
     with_each("a_large_batch_is_in_force_whole", |stage| {
         let bans: Vec<Change> = (0..900)
@@ -412,7 +432,7 @@ fn a_large_batch_is_in_force_whole() {
 fn a_table_that_is_full_refuses_and_names_only_what_did_not_fit() {
     with_each("a_table_that_is_full_refuses_and_names_only_what_did_not_fit", |stage| {
         let bans: Vec<Change> =
-            (0..BANS_MAX + 3).map(|n| ban(&format!("20.0.{}.{}", n / 250, 1 + n % 250), 0)).collect();
+            (0..2 * BANS_MAX).map(|n| ban(&format!("20.0.{}.{}", n / 250, 1 + n % 250), 0)).collect();
         let error = stage.enforcer().apply(&bans, now()).unwrap_err();
         assert!(error.prefix.is_some() && error.to_string().contains("max_bans"), "{error}");
         let held = stage.enforcer().entries(now()).unwrap().len();
@@ -459,8 +479,8 @@ fn nft_itself_lists_what_we_wrote() {
     let squeezed = listed.split_whitespace().collect::<Vec<_>>().join(" ");
     for says in [
         "table inet blocker {",
-        "type filter hook prerouting priority raw - 10; policy accept;",
-        "203.0.113.9 counter packets 0 bytes 0 timeout 59m59s",
+        "type filter hook prerouting priority -450; policy accept;",
+        "203.0.113.9 counter packets 0 bytes 0 timeout",
         "elements = { 2001:db8:66:: counter packets 0 bytes 0 }",
         "ip saddr @ban4_32 goto dropped",
         "ip6 saddr & ffff:ffff:ffff:ffff:: == @ban6_64 goto dropped",

@@ -17,8 +17,10 @@ use blocker::{
 use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped};
 
 #[path = "common/bpf.rs"]
+#[expect(dead_code, reason = "the benchmark uses the rest")]
 mod bpf;
 #[path = "common/frame.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
 mod frame;
 
 use bpf::{XDP_DROP, XDP_PASS};

@@ -1,2 +1,5 @@
-//! The `blocker` binary.
-fn main() {}
+//! The `blocker` binary: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    blocker::cli::main()
+}

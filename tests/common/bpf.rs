@@ -60,8 +60,6 @@ struct Load {
 }
 
 /// The program `return verdict;`.
-#[expect(clippy::allow_attributes, reason = "used by the benchmark only")]
-#[allow(dead_code, reason = "used by the benchmark only")]
 pub(crate) fn floor(verdict: u32) -> OwnedFd {
     const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_PROG_TYPE_XDP: u32 = 6;

@@ -89,8 +89,6 @@ fn ipv6(source: Ipv6Addr, next_header: u8, hop_limit: u8, payload: &[u8]) -> Vec
 }
 
 /// A TCP segment behind one VLAN tag.
-#[expect(clippy::allow_attributes, reason = "not every test that shares this file uses it")]
-#[allow(dead_code, reason = "not every test that shares this file uses it")]
 pub(crate) fn tagged(vlan: u16, source: IpAddr) -> Vec<u8> {
     let plain = tcp(source);
     [&plain[..12], &[0x81, 0], &vlan.to_be_bytes(), &plain[12..]].concat()

@@ -2,9 +2,15 @@
 
 use std::path::PathBuf;
 
+pub mod bench;
 pub mod build;
+pub mod check;
+pub mod demo;
+pub mod django;
 pub mod lab;
+pub mod run;
 pub mod setup;
+pub mod test;
 
 /// The top of the repository.
 pub fn workspace() -> PathBuf {

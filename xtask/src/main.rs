@@ -1,7 +1,9 @@
 //! `cargo xtask VERB`: sets up, builds, shows, tests and measures blocker.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
-use xtask::{build, setup};
+use xtask::{bench, build, check, demo, lab::agent::Backend, run, setup, test};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Sets up, builds, shows, tests and measures blocker")]
@@ -12,7 +14,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Finds what is missing and installs it.
+    /// Finds what is missing and installs it; every other verb does this for what it needs.
     Setup {
         /// Only say what would be done.
         #[arg(long)]
@@ -24,6 +26,38 @@ enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Shows the main job on a real Django site, in network namespaces.
+    Demo {
+        /// What enforces.
+        #[arg(long, value_enum, default_value = "xdp")]
+        backend: Backend,
+    },
+    /// Builds the agent and runs it on this host.
+    Run {
+        /// The agent's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The interface to attach to instead of the configured ones; may be given several times.
+        #[arg(long = "interface", value_name = "NAME")]
+        interfaces: Vec<String>,
+        /// What enforces, instead of what the configuration says.
+        #[arg(long, value_enum)]
+        backend: Option<Backend>,
+    },
+    /// Runs every test and counts them.
+    Test {
+        /// Passed on to `cargo test`: a name, or `--test enforcers`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        filter: Vec<String>,
+    },
+    /// Formatting, lints, the wall between the layers, the shipped configuration.
+    Check,
+    /// Prints figures as ratios within one run.
+    Bench {
+        /// Which; all when none is named.
+        #[arg(value_enum)]
+        which: Vec<bench::Bench>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,5 +66,10 @@ fn main() -> anyhow::Result<()> {
         Verb::Build { release } => {
             build::run(if release { build::Profile::Release } else { build::Profile::Debug })
         }
+        Verb::Demo { backend } => demo::run(backend),
+        Verb::Run { config, interfaces, backend } => run::run(&config, &interfaces, backend),
+        Verb::Test { filter } => test::run(&filter),
+        Verb::Check => check::run(),
+        Verb::Bench { which } => bench::run(&which),
     }
 }

@@ -27,7 +27,8 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
     if as_json {
         let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
         let jails: Vec<_> = config.policy.jails.iter().map(|jail| jail_json(&config, jail)).collect();
-        let report = json!({ "ok": failures.is_empty(), "jails": jails, "warnings": warnings, "samples": failures });
+        let report =
+            json!({ "ok": failures.is_empty(), "jails": jails, "warnings": warnings, "samples": failures });
         say(&format!("{report:#}\n"));
     } else {
         for jail in &config.policy.jails {
@@ -74,8 +75,11 @@ fn sources(config: &Config, jail: &Jail) -> Vec<String> {
 }
 
 fn jail_text(config: &Config, jail: &Jail) -> String {
-    let filters: Vec<String> =
-        jail.filters.iter().map(|filter| format!("{} ({} samples)", filter.name, filter.samples.len())).collect();
+    let filters: Vec<String> = jail
+        .filters
+        .iter()
+        .map(|filter| format!("{} ({} samples)", filter.name, filter.samples.len()))
+        .collect();
     let ignore = if jail.ignoreip.is_empty() {
         String::new()
     } else {

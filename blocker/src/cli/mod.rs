@@ -1,1 +1,214 @@
-//! The subcommands.
+//! The subcommands: what a person types, and what they read.
+//!
+//! Every text that came from a log, a file or the agent is shown with control characters escaped, so that nothing an
+//! attacker wrote reaches a terminal raw.
+#![forbid(unsafe_code)]
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::{
+    agent,
+    config::Backend,
+    control::{
+        client::{self, ClientError},
+        protocol::Code,
+    },
+    net::Prefix,
+    time::parse_ban_time,
+};
+
+mod check;
+mod show;
+
+/// Where the agent listens when the configuration does not say.
+pub const DEFAULT_SOCKET: &str = "/run/blocker/blocker.sock";
+/// The configuration read when none is named.
+pub const DEFAULT_CONFIG: &str = "/etc/blocker/blocker.toml";
+
+/// Exit codes beyond 0, 1 and clap's 2, as sysexits.h names them.
+mod exit {
+    /// EX_UNAVAILABLE: no agent.
+    pub(super) const UNAVAILABLE: u8 = 69;
+    /// EX_NOPERM: not allowed.
+    pub(super) const NO_PERMISSION: u8 = 77;
+    /// EX_CONFIG: the configuration is wrong.
+    pub(super) const CONFIG: u8 = 78;
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "blocker", version, about = "Reads authentication logs and drops attackers in the kernel")]
+struct Cli {
+    /// The agent's control socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs the agent in the foreground.
+    Run {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// Attach to this interface instead of the configured ones; may be given several times.
+        #[arg(long = "interface", value_name = "NAME")]
+        interfaces: Vec<String>,
+        /// Enforce with this instead of what the configuration says.
+        #[arg(long, value_name = "auto|xdp|nftables", value_parser = backend)]
+        backend: Option<Backend>,
+    },
+    /// Reads the configuration, compiles every filter, runs every sample, and says what each jail will do.
+    Check {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// Shows what enforces and why, the jails, the sources, and what is wrong.
+    Status,
+    /// Lists the bans, read back from the kernel.
+    Bans,
+    /// Bans an address or prefix; when it returns, the kernel drops it and the ledger has it on disk.
+    Ban {
+        /// As 203.0.113.9, 203.0.113.0/24 or 2001:db8::/64.
+        prefix: Prefix,
+        /// For how long: 10m, 1h30m, 2d, permanent.
+        #[arg(long = "for", value_name = "SPAN", default_value = "1h", value_parser = ban_time)]
+        span: String,
+        /// Why, for the ledger.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Lifts a ban; an IPv6 address lifts the prefix that was banned for it.
+    Unban {
+        /// What is banned, or an address in it.
+        prefix: Prefix,
+    },
+    /// Never drops this address or prefix, also inside a banned one.
+    Allow {
+        /// The address or prefix.
+        prefix: Prefix,
+    },
+    /// Takes off the allowlist what `allow` put there.
+    Disallow {
+        /// The address or prefix.
+        prefix: Prefix,
+    },
+    /// Makes the agent read its configuration again; an error in it changes nothing.
+    Reload,
+    /// Lifts every ban.
+    Flush {
+        /// Yes, every ban.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+fn backend(text: &str) -> Result<Backend, String> {
+    match text {
+        "auto" => Ok(Backend::Auto),
+        "xdp" => Ok(Backend::Xdp),
+        "nftables" => Ok(Backend::Nftables),
+        _ => Err("it is one of auto, xdp, nftables".to_owned()),
+    }
+}
+
+/// Checked here, sent as text.
+fn ban_time(text: &str) -> Result<String, String> {
+    parse_ban_time(text).map(|_| text.to_owned())
+}
+
+/// Parses the command line, does what it says, and returns the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.verb {
+        Verb::Run { config, interfaces, backend } => run(&agent::Options { config, backend, interfaces }),
+        Verb::Check { config } => check::check(&config, cli.json),
+        Verb::Flush { yes: false } => {
+            complain("this lifts every ban, also permanent ones; say `blocker flush --yes` if that is meant");
+            ExitCode::FAILURE
+        }
+        verb => ask(&cli.socket, cli.json, &verb),
+    }
+}
+
+fn run(options: &agent::Options) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BLOCKER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    match agent::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(agent::Error::Config(errors)) => {
+            complain(&errors.to_string());
+            ExitCode::from(exit::CONFIG)
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Asks the agent and shows its answer.
+fn ask(socket: &std::path::Path, as_json: bool, verb: &Verb) -> ExitCode {
+    let (method, params) = match verb {
+        Verb::Status => ("status", json!({})),
+        Verb::Bans => ("bans", json!({})),
+        Verb::Ban { prefix, span, reason } => {
+            ("ban", json!({ "prefix": prefix, "bantime": span, "reason": reason }))
+        }
+        Verb::Unban { prefix } => ("unban", json!({ "prefix": prefix })),
+        Verb::Allow { prefix } => ("allow", json!({ "prefix": prefix })),
+        Verb::Disallow { prefix } => ("disallow", json!({ "prefix": prefix })),
+        Verb::Reload => ("reload", json!({})),
+        Verb::Flush { .. } => ("flush", json!({})),
+        Verb::Run { .. } | Verb::Check { .. } => return ExitCode::FAILURE,
+    };
+    match client::call(socket, method, params) {
+        Ok(result) => {
+            if as_json {
+                say(&format!("{result:#}\n"));
+            } else {
+                say(&show::answer(method, &result));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => refused(&error, as_json),
+    }
+}
+
+fn refused(error: &ClientError, as_json: bool) -> ExitCode {
+    let code = match error {
+        ClientError::NoAgent(_) => ExitCode::from(exit::UNAVAILABLE),
+        ClientError::NotAllowed(_) => ExitCode::from(exit::NO_PERMISSION),
+        ClientError::Refused(refusal) if refusal.code == Code::Denied => ExitCode::from(exit::NO_PERMISSION),
+        ClientError::Broken(..) | ClientError::Refused(_) => ExitCode::FAILURE,
+    };
+    if as_json {
+        let error = match error {
+            ClientError::Refused(refusal) => json!({ "error": refusal }),
+            other => json!({ "error": Value::String(other.to_string()) }),
+        };
+        say(&format!("{error:#}\n"));
+    }
+    complain(&error.to_string());
+    code
+}
+
+/// To stdout, with colours only where they are shown; a reader that went away is no error.
+fn say(text: &str) {
+    let _closed = anstream::stdout().write_all(text.as_bytes());
+}
+
+fn complain(text: &str) {
+    anstream::eprintln!("blocker: {}", show::clean_lines(text));
+}

@@ -61,9 +61,15 @@ fn status(status: &Status) -> String {
     let backend = &status.backend;
     line("enforces", format!("{} on {}", clean(&backend.name), clean(&backend.attachments.join(", "))));
     line("", clean(&backend.reason));
-    line("bans", format!("{} of at most {}, {} did not fit", status.bans, status.bans_max, status.bans_refused));
+    line(
+        "bans",
+        format!("{} of at most {}, {} did not fit", status.bans, status.bans_max, status.bans_refused),
+    );
     line("dropped", format!("{} packets, {} bytes", status.packets, status.bytes));
-    line("tracked", format!("{} addresses with failures, {} gave way", status.tracked, status.tracked_evicted));
+    line(
+        "tracked",
+        format!("{} addresses with failures, {} gave way", status.tracked, status.tracked_evicted),
+    );
     let allowed: Vec<String> = status.allowed.iter().map(ToString::to_string).collect();
     line("allowed", if allowed.is_empty() { "nobody".to_owned() } else { allowed.join(", ") });
     for warning in &status.warnings {
@@ -76,8 +82,14 @@ fn status(status: &Status) -> String {
     }
     let mut sources = table(&["source", "state", "bytes", ""]);
     for source in &status.sources {
-        let counters: Vec<String> = source.counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        sources.add_row([clean(&source.path), clean(&source.state), source.bytes.to_string(), clean(&counters.join(", "))]);
+        let counters: Vec<String> =
+            source.counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        sources.add_row([
+            clean(&source.path),
+            clean(&source.state),
+            source.bytes.to_string(),
+            clean(&counters.join(", ")),
+        ]);
     }
     format!("{text}\n{jails}\n\n{sources}\n")
 }
@@ -93,7 +105,9 @@ fn response(response: &Response) -> String {
         },
         Response::Unbanned { prefixes } => format!("unbanned {}\n", list(prefixes)),
         Response::Allowed { prefix, lifted } if lifted.is_empty() => format!("{prefix} is never dropped\n"),
-        Response::Allowed { prefix, lifted } => format!("{prefix} is never dropped; unbanned {}\n", list(lifted)),
+        Response::Allowed { prefix, lifted } => {
+            format!("{prefix} is never dropped; unbanned {}\n", list(lifted))
+        }
         Response::Disallowed { prefix } => format!("{prefix} can be banned again\n"),
         Response::Flushed { bans } => format!("lifted {bans} bans\n"),
         Response::Refused { reason } => format!("{}\n", clean(reason)),
@@ -116,8 +130,11 @@ fn table(header: &[&str]) -> Table {
 
 /// In local time, to the second.
 fn local(at: Timestamp) -> String {
-    let zoned = jiff::Timestamp::from_microsecond(at.as_micros()).map(|at| at.to_zoned(jiff::tz::TimeZone::system()));
-    zoned.map_or_else(|_| at.as_secs().to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+    let zone = jiff::tz::TimeZone::system();
+    match jiff::Timestamp::from_microsecond(at.as_micros()) {
+        Ok(instant) => zone.to_datetime(instant).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => at.as_secs().to_string(),
+    }
 }
 
 fn ends(end: Timestamp, now: Timestamp) -> String {
@@ -136,7 +153,8 @@ pub(super) fn clean_lines(text: &str) -> String {
 
 /// Control characters steer terminals, and so do the marks that turn the direction of text (Unicode UAX #9).
 fn is_safe(c: char) -> bool {
-    !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}' | '\u{2066}'..='\u{2069}')
+    !c.is_control()
+        && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -164,8 +182,12 @@ mod tests {
             reason: String::new(),
             in_kernel: true,
         };
-        let shown = bans(&[row.clone(), BanRow { until: None, in_kernel: false, ..row }], Timestamp::from_secs(100));
-        assert!(shown.contains("203.0.113.9") && shown.contains("(in 10m)") && shown.contains("42"), "{shown}");
+        let shown =
+            bans(&[row.clone(), BanRow { until: None, in_kernel: false, ..row }], Timestamp::from_secs(100));
+        assert!(
+            shown.contains("203.0.113.9") && shown.contains("(in 10m)") && shown.contains("42"),
+            "{shown}"
+        );
         assert!(shown.contains("forever") && shown.contains("NOT IN THE KERNEL"), "{shown}");
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
         assert_eq!(bans(&[], Timestamp::EPOCH), "nobody is banned\n");

@@ -22,6 +22,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub mod agent;
 pub mod lan;
 pub mod probe;
+pub mod site;
 
 /// Where `ip netns` keeps its namespaces (ip-netns(8)).
 const NETNS_DIR: &str = "/run/netns";

@@ -1,157 +1,216 @@
-//! The netlink socket: a batch in one datagram, a dump read to its end.
+//! The netlink socket: a transaction in one datagram, a question and its answers.
 //!
-//! nf_tables handles a batch within the send call, so every answer is there when that returns; nothing is waited for.
+//! The kernel works on a request while it is being sent, so every answer is there when the send returns and nothing
+//! here waits. The only unsafe code of the nftables enforcer is in this file.
 
-use std::{io, os::fd::AsRawFd as _};
+use std::{
+    ffi::c_void,
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
-use mnl::{Bus, Socket};
-use nftnl::{Batch, MsgType, NlMsg, nftnl_sys::libc};
+use nftnl::{Batch, MsgType, NlMsg};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv, sockopt},
+};
 
-use super::wire::{Attributes, Received, message};
+use super::message::{MESSAGE_BYTES_MAX, Message, Reply, array, attributes_of, replies};
 
-/// What the kernel may be handed at once: some 10,000 elements thrice.
-const SEND_BUFFER_BYTES: libc::c_int = 16 << 20;
-const RECEIVE_BUFFER_BYTES: libc::c_int = 8 << 20;
-/// As libmnl recommends for dumps.
-const READ_BYTES: usize = 64 << 10;
-/// How often an interrupted dump is begun again.
-const DUMPS_MAX: usize = 20;
+/// Room for one transaction: a million elements take about 100 MiB. Reserved by no one until it is used.
+const SEND_BYTES_MAX: usize = 256 << 20;
+/// Room for the answers to one transaction.
+const RECEIVE_BYTES_MAX: usize = 16 << 20;
+/// The kernel fills at most 32 KiB a datagram of a dump (`netlink_dump`); twice that is never cut.
+const BUFFER_BYTES: usize = 65_536;
+/// How often a dump that a foreign transaction interrupted is begun again.
+const DUMP_TRIES_MAX: usize = 10;
+/// Datagrams of one dump: bounds the loop, at about 100 elements each.
+const DATAGRAMS_MAX: usize = 1 << 20;
+/// `NLMSGERR_ATTR_MSG` and the flag that says that such attributes follow (netlink(7), extended ack).
+const EXPLANATION: u16 = 1;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 
-/// A message of bytes, with room for its sequence number to be filled in.
-pub(super) struct Raw(pub(super) Vec<u8>);
+/// The kernel said no.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    /// Why, as a number.
+    pub(super) errno: Errno,
+    /// Why, in the kernel's words, where it had any.
+    pub(super) explanation: String,
+}
 
-/// The longest raw message: the library gives each 64 KiB and a page.
-pub(super) const RAW_BYTES_MAX: usize = 60 << 10;
-
-// SAFETY: `write` stays within `nftnl::nft_nlmsg_maxsize` bytes of `buf`, since longer messages are not written, and
-// what it writes begins with its own length as a netlink message must.
-#[expect(unsafe_code, reason = "the library's trait for messages is unsafe")]
-unsafe impl NlMsg for Raw {
-    unsafe fn write(&self, buf: *mut std::ffi::c_void, seq: u32, _: MsgType) {
-        assert!(self.0.len() <= RAW_BYTES_MAX, "messages are cut before they get this long");
-        // SAFETY: the caller hands over at least 64 KiB (`nftnl::Batch`), and the source is another allocation.
-        unsafe {
-            buf.cast::<u8>().copy_from_nonoverlapping(self.0.as_ptr(), self.0.len());
-            buf.cast::<u8>().add(8).copy_from_nonoverlapping(seq.to_ne_bytes().as_ptr(), 4);
-        }
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self { errno, explanation: String::new() }
     }
 }
 
-/// A connection to nf_tables of the network namespace it was opened in.
-pub(super) struct Netlink {
-    socket: Socket,
-    buffer: Vec<u64>,
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Errno::from_io_error(&error).unwrap_or(Errno::IO).into()
+    }
+}
+
+/// A netlink socket to nf_tables.
+pub(super) struct Socket {
+    socket: mnl::Socket,
     sequence: u32,
+    buffer: Vec<u8>,
 }
 
-// SAFETY: the library's socket is a descriptor and its address, used by one thread at a time through `&mut`.
-#[expect(unsafe_code, reason = "the library's socket holds a raw pointer")]
-unsafe impl Send for Netlink {}
+// SAFETY: libmnl's socket is a descriptor and an address on the heap, tied to no thread; it is used through `&mut` or
+// `&` from one thread at a time, since `Socket` is not `Sync`.
+unsafe impl Send for Socket {}
 
-impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
-        let socket = Socket::new(Bus::Netfilter)?;
-        let fd = socket.as_raw_fd();
-        for (option, bytes) in
-            [(libc::SO_SNDBUFFORCE, SEND_BUFFER_BYTES), (libc::SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)]
-        {
-            let value: *const libc::c_int = &raw const bytes;
-            let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
-            // SAFETY: the descriptor is open, and the value is an int that outlives the call.
-            #[expect(unsafe_code, reason = "setsockopt(2)")]
-            let done = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value.cast(), length) };
-            if done != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        // SAFETY: the descriptor is open for as long as `socket` lives, which outlives this borrow.
-        #[expect(unsafe_code, reason = "the library hands out a raw descriptor")]
-        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-        rustix::io::ioctl_fionbio(borrowed, true)?;
-        Ok(Self { socket, buffer: vec![0; READ_BYTES / 8], sequence: 0 })
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("sequence", &self.sequence).finish_non_exhaustive()
     }
+}
 
-    /// Sends a batch as one datagram, and returns the first refusal. Nothing of a refused batch is in force.
-    pub(super) fn send(&mut self, batch: Batch) -> io::Result<()> {
-        let batch = batch.finalize();
-        let bytes: Vec<u8> = batch.iter().collect::<Vec<_>>().concat();
-        self.socket.send(&bytes)?;
-        let mut first = Ok(());
-        self.receive(|message| {
-            if let Some(errno) = message.errno()
-                && errno != 0
-                && first.is_ok()
-            {
-                first = Err(io::Error::from_raw_os_error(errno));
-            }
-            true
-        })?;
-        first
+// SAFETY: `write` writes at most `MESSAGE_BYTES_MAX` bytes, less than `nft_nlmsg_maxsize()` (64 KiB and a page), for
+// which the batch has room. A longer message is cut, and the kernel refuses it.
+unsafe impl NlMsg for Message {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _kind: MsgType) {
+        let bytes = self.finish(sequence);
+        let length = bytes.len().min(MESSAGE_BYTES_MAX);
+        // SAFETY: the caller hands over a buffer of at least `nft_nlmsg_maxsize()` bytes that overlaps nothing.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer.cast::<u8>(), length) };
     }
+}
 
-    /// Asks for a list and hands every message of it to `each`; begins again when the list changed meanwhile.
-    pub(super) fn dump<T>(
-        &mut self,
-        kind: i32,
-        attributes: &Attributes,
-        mut each: impl FnMut(&Received<'_>) -> Option<T>,
-    ) -> io::Result<Vec<T>> {
-        for _ in 0..DUMPS_MAX {
-            self.sequence = self.sequence.wrapping_add(1);
-            let sequence = self.sequence;
-            self.socket.send(&message(kind, libc::NLM_F_DUMP, sequence, attributes))?;
-            let (mut found, mut interrupted, mut refused) = (Vec::new(), false, None);
-            self.receive(|message| {
-                if message.sequence != sequence {
-                    return true;
-                }
-                interrupted |= i32::from(message.flags) & libc::NLM_F_DUMP_INTR != 0;
-                match message.errno() {
-                    Some(errno) => refused = (errno != 0).then_some(errno),
-                    None if !message.is_done() => found.extend(each(message)),
-                    None => {}
-                }
-                !message.is_done() && message.errno().is_none()
-            })?;
-            match refused {
-                // No such table: an empty list.
-                Some(libc::ENOENT) => return Ok(Vec::new()),
-                Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
-                None if interrupted => {}
-                None => return Ok(found),
-            }
-        }
-        Err(io::Error::other("the list changed each time it was read"))
-    }
-
-    /// Reads messages until none is left, or `more` says that it was the last.
-    fn receive(&mut self, mut more: impl FnMut(&Received<'_>) -> bool) -> io::Result<()> {
-        loop {
-            let buffer = as_bytes(&mut self.buffer);
-            let messages = match self.socket.recv(buffer) {
-                Ok(messages) => messages,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+impl Socket {
+    /// Opens it in the network namespace of the calling thread.
+    pub(super) fn open() -> Result<Self, Refusal> {
+        let socket = mnl::Socket::new(mnl::Bus::Netfilter)?;
+        let this = Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] };
+        // Both need CAP_NET_ADMIN, as all that follows does.
+        sockopt::set_socket_send_buffer_size_force(this.fd(), SEND_BYTES_MAX)?;
+        sockopt::set_socket_recv_buffer_size_force(this.fd(), RECEIVE_BYTES_MAX)?;
+        for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_EXT_ACK] {
+            let on: libc::c_int = 1;
+            // SAFETY: the descriptor is open, and the value is a live c_int of the length given.
+            let set = unsafe {
+                libc::setsockopt(
+                    this.socket.as_raw_fd(),
+                    libc::SOL_NETLINK,
+                    option,
+                    (&raw const on).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                )
             };
-            for message in messages {
-                let message = message?;
-                if let Some(message) = Received::parse(message)
-                    && !more(&message)
+            if set != 0 {
+                return Err(io::Error::last_os_error().into());
+            }
+        }
+        Ok(this)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to `self.socket`, which the borrow keeps open.
+        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
+    }
+
+    /// Commits a batch: all of it, or nothing.
+    pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Refusal> {
+        self.forget_old_answers()?;
+        let batch = batch.finalize();
+        // `send_all` would send each page on its own, and the kernel commits what comes in one datagram.
+        let pages: Vec<&[u8]> = batch.iter().collect();
+        let sent = self.socket.send(&pages.concat());
+        let mut refusal = None;
+        // A handful of answers when all is well, at most one a message when not.
+        while let Some(length) = self.receive()? {
+            for reply in replies(&self.buffer[..length]) {
+                if let Some(found) = refused(reply)
+                    && refusal.is_none()
                 {
-                    return Ok(());
+                    refusal = Some(found);
                 }
             }
         }
+        sent?;
+        refusal.map_or(Ok(()), Err)
+    }
+
+    /// Asks for what `question` names; hands each answer's body to `read`. A dump that was disturbed is begun again,
+    /// after `read` was given `None`.
+    pub(super) fn ask(
+        &mut self,
+        question: &Message,
+        read: &mut dyn FnMut(Option<&[u8]>),
+    ) -> Result<(), Refusal> {
+        for _ in 0..DUMP_TRIES_MAX {
+            read(None);
+            if self.ask_once(question, read)? {
+                return Ok(());
+            }
+        }
+        Err(Refusal {
+            errno: Errno::INTR,
+            explanation: "the rules changed during each of 10 readings".into(),
+        })
+    }
+
+    fn ask_once(&mut self, question: &Message, read: &mut dyn FnMut(Option<&[u8]>)) -> Result<bool, Refusal> {
+        self.forget_old_answers()?;
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        self.socket.send(&question.finish(self.sequence))?;
+        let mut whole = true;
+        for _ in 0..DATAGRAMS_MAX {
+            let Some(length) = self.receive()? else { break };
+            for reply in replies(&self.buffer[..length]).filter(|reply| reply.sequence == self.sequence) {
+                if let Some(refusal) = refused(reply) {
+                    return Err(refusal);
+                }
+                whole &= reply.flags & NLM_F_DUMP_INTR == 0;
+                if i32::from(reply.kind) > libc::NLMSG_DONE {
+                    read(Some(reply.body));
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The next datagram into `self.buffer`, or `None` when there is none.
+    fn receive(&mut self) -> Result<Option<usize>, Refusal> {
+        // SAFETY: the descriptor belongs to `self.socket`, which outlives this call; `fd()` would borrow the buffer too.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
+        match recv(fd, &mut self.buffer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+            Ok((length, whole)) if whole <= length => Ok(Some(length)),
+            Ok(_) => Err(Errno::MSGSIZE.into()),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn forget_old_answers(&mut self) -> Result<(), Refusal> {
+        for _ in 0..DATAGRAMS_MAX {
+            match self.receive() {
+                Ok(None) => break,
+                Ok(Some(_)) | Err(Refusal { errno: Errno::NOBUFS | Errno::MSGSIZE, .. }) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(())
     }
 }
 
-/// Bytes aligned as netlink headers must be.
-fn as_bytes(words: &mut [u64]) -> &mut [u8] {
-    let length = size_of_val(words);
-    // SAFETY: every byte of a u64 may be read and written as a u8, and the borrow is handed on.
-    #[expect(unsafe_code, reason = "an aligned buffer")]
-    unsafe {
-        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), length)
+/// The refusal in an answer, when it is one.
+fn refused(reply: Reply<'_>) -> Option<Refusal> {
+    let kind = i32::from(reply.kind);
+    if kind != libc::NLMSG_ERROR && kind != libc::NLMSG_DONE {
+        return None;
     }
+    let code = i32::from_ne_bytes(array(reply.body, 0)?);
+    if code >= 0 {
+        return None;
+    }
+    // With NETLINK_CAP_ACK the request's header follows the code, and then the attributes.
+    let explained = kind == libc::NLMSG_ERROR && reply.flags & NLM_F_ACK_TLVS != 0;
+    let attributes = explained.then(|| attributes_of(reply.body.get(16..).unwrap_or_default()));
+    let explanation = attributes.and_then(|a| a.text(EXPLANATION)).unwrap_or_default().to_owned();
+    Some(Refusal { errno: Errno::from_raw_os_error(code.saturating_neg()), explanation })
 }

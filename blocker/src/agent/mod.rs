@@ -1,0 +1,585 @@
+//! The agent: one event loop that feeds the engine and carries out what it says.
+//!
+//! It decides nothing about bans. Inputs (lines, requests, time) go to the engine with the time stamped on them; the
+//! engine's commands are drained in groups: one durable transaction, one batch for the kernel, then the answers.
+//! Whatever fails here degrades, is said in `status`, and is tried again; nothing but a signal ends the loop.
+#![deny(unsafe_code)]
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::sleep_until,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{self, Backend, Config, ConfigErrors, Interfaces},
+    control::{
+        protocol::{Call, CallError},
+        server::{Pending, Server},
+    },
+    enforce::{EnforceError, Enforcer, Health, Keep},
+    engine::{
+        Change, Command, Engine, Event, Input, Reading, Request, RequestId, Response, SourceId, diff,
+        diff_allowed,
+    },
+    policy::SourceSpec,
+    source::{file, socket::LineSocket},
+    store::{Store, StoreError},
+    time::Timestamp,
+};
+
+mod backend;
+mod protected;
+mod report;
+
+/// How often the kernel half is checked and repaired, and what failed is tried again.
+const REPAIR_EVERY: Duration = Duration::from_secs(1);
+/// How often read positions are written down and protected addresses looked up again.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(10);
+/// Requests waiting for the loop; the server makes further ones wait.
+const CALLS_WAITING_MAX: usize = 32;
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Overrides `[enforce] backend`.
+    pub backend: Option<Backend>,
+    /// Overrides `[enforce] interfaces` when not empty.
+    pub interfaces: Vec<String>,
+}
+
+/// Why the agent did not start.
+#[derive(Debug)]
+pub enum Error {
+    /// The configuration is refused.
+    Config(ConfigErrors),
+    /// The ledger on disk cannot be opened.
+    Store(StoreError),
+    /// No enforcer can be had.
+    Enforce(EnforceError),
+    /// A socket, watch or signal could not be set up.
+    Start(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(errors) => errors.fmt(f),
+            Self::Store(error) => error.fmt(f),
+            Self::Enforce(error) => error.fmt(f),
+            Self::Start(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Runs until SIGTERM or SIGINT; the kernel keeps dropping afterwards.
+///
+/// # Errors
+/// Only before the loop starts.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Start(format!("start the event loop: {error}")))?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async { Agent::start(options)?.serve().await })
+}
+
+/// The configuration with the command line over it.
+fn configure(options: &Options) -> Result<Config, ConfigErrors> {
+    let mut config = config::load(&options.config)?;
+    if let Some(backend) = options.backend {
+        config.enforce.backend = backend;
+    }
+    if !options.interfaces.is_empty() {
+        config.enforce.interfaces = Interfaces::Named(options.interfaces.clone());
+    }
+    let protected = protected::discover();
+    config.policy.protected = protected.prefixes;
+    config.policy.utc_offset_secs = utc_offset_secs();
+    for warning in &protected.warnings {
+        warn!("{warning}");
+    }
+    Ok(config)
+}
+
+fn utc_offset_secs() -> i32 {
+    jiff::tz::TimeZone::system().to_offset(jiff::Timestamp::now()).seconds()
+}
+
+/// The wall clock, read here and handed down.
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::EPOCH.saturating_add(since)
+}
+
+struct Agent {
+    options: Options,
+    config: Config,
+    engine: Engine,
+    enforcer: Box<dyn Enforcer>,
+    why: String,
+    store: Store,
+    files: file::FileSource,
+    sockets: Vec<Listening>,
+    waiting: HashMap<RequestId, oneshot::Sender<Result<Value, CallError>>>,
+    next_request: u64,
+    started: Instant,
+    /// What is not as it should be, by the part it concerns; shown by `status` until it is mended.
+    degraded: Degraded,
+    warnings: Vec<String>,
+}
+
+/// What is wrong right now.
+#[derive(Default)]
+struct Degraded {
+    store: Option<String>,
+    enforcer: Option<String>,
+}
+
+impl Agent {
+    fn start(options: &Options) -> Result<Self, Error> {
+        let config = configure(options).map_err(Error::Config)?;
+        let (store, stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
+        let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
+        let positions = stored
+            .positions
+            .iter()
+            .filter_map(|(_, json)| serde_json::from_str::<file::Position>(json).ok())
+            .collect();
+        let files = file::FileSource::new(&file_specs(&config), positions, file::Options::default())
+            .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
+        let warnings = config.warnings.iter().map(ToString::to_string).chain(stored.notes).collect();
+        let engine = Engine::new(now(), config.policy.clone(), stored.bans, stored.allow);
+        let mut agent = Self {
+            options: options.clone(),
+            sockets: Vec::new(),
+            engine,
+            enforcer,
+            why,
+            store,
+            files,
+            waiting: HashMap::new(),
+            next_request: 0,
+            started: Instant::now(),
+            degraded: Degraded::default(),
+            warnings,
+            config,
+        };
+        agent.open_sockets();
+        Ok(agent)
+    }
+
+    async fn serve(mut self) -> Result<(), Error> {
+        let start = |what: &str| {
+            let what = what.to_owned();
+            move |error: io::Error| Error::Start(format!("{what}: {error}"))
+        };
+        let server = Server::bind(&self.config.socket).map_err(|error| Error::Start(error.to_string()))?;
+        let (calls, mut called) = mpsc::channel::<Pending>(CALLS_WAITING_MAX);
+        tokio::task::spawn_local(server.run(calls));
+        let mut terminate = signal(SignalKind::terminate()).map_err(start("watch for SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(start("watch for SIGINT"))?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(start("watch for SIGHUP"))?;
+        let files_ready = watched(self.files.as_fd()).map_err(start("watch log files"))?;
+
+        self.announce();
+        self.reconcile();
+        self.drain();
+
+        let (mut repair_at, mut keep_house_at) =
+            (Instant::now() + REPAIR_EVERY, Instant::now() + HOUSEKEEPING_EVERY);
+        let mut files_at = self.poll_files();
+        loop {
+            let wake_at = [Some(repair_at), Some(keep_house_at), files_at, self.engine_at()];
+            let wake_at = wake_at.into_iter().flatten().min().unwrap_or(repair_at);
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                ready = files_ready.readable() => {
+                    if let Ok(mut guard) = ready {
+                        guard.clear_ready();
+                    }
+                    files_at = self.poll_files();
+                }
+                () = socket_ready(&self.sockets) => self.poll_sockets(),
+                Some(pending) = called.recv() => self.call(pending),
+                _ = hangup.recv() => {
+                    let _said = self.reload();
+                }
+                () = sleep_until(wake_at.into()) => {
+                    let instant = Instant::now();
+                    if files_at.is_some_and(|at| at <= instant) {
+                        files_at = self.poll_files();
+                    }
+                    if repair_at <= instant {
+                        repair_at = instant + REPAIR_EVERY;
+                        self.repair();
+                    }
+                    if keep_house_at <= instant {
+                        keep_house_at = instant + HOUSEKEEPING_EVERY;
+                        self.keep_house();
+                    }
+                    self.engine.handle(now(), Input::Tick);
+                }
+            }
+            self.drain();
+        }
+        self.save_positions();
+        info!("stopping; the kernel keeps dropping {} bans (`blocker flush` lifts them)", self.engine.bans());
+        self.enforcer.close(Keep::InForce).unwrap_or_else(|error| error!("let go of the kernel: {error}"));
+        Ok(())
+    }
+
+    fn announce(&self) {
+        let description = self.enforcer.describe();
+        info!(
+            "blocker {} enforcing with {} ({}): {}",
+            env!("CARGO_PKG_VERSION"),
+            description.backend,
+            description.attachments.join(", "),
+            self.why
+        );
+        for jail in &self.config.policy.jails {
+            info!(
+                "[{}] maxretry {} in {}, ban {}",
+                jail.name,
+                jail.maxretry,
+                crate::time::span_text(jail.findtime),
+                jail.bantime
+            );
+        }
+        for warning in &self.warnings {
+            warn!("{warning}");
+        }
+    }
+
+    // Inputs.
+
+    fn poll_files(&mut self) -> Option<Instant> {
+        let engine = &mut self.engine;
+        let mut feed = |source, reading, block: &[u8]| {
+            engine.handle(now(), Input::Lines { source, block, reading });
+        };
+        let instant = Instant::now();
+        self.files.poll(instant, &mut feed).map(|after| instant + after)
+    }
+
+    fn poll_sockets(&mut self) {
+        for listening in &mut self.sockets {
+            let (engine, source) = (&mut self.engine, listening.source);
+            let more = listening.socket.poll(&mut |block: &[u8]| {
+                engine.handle(now(), Input::Lines { source, block, reading: Reading::Live });
+            });
+            if !more {
+                listening.clear_ready();
+            }
+        }
+    }
+
+    fn engine_at(&self) -> Option<Instant> {
+        let due = self.engine.next_timeout()?;
+        Some(Instant::now() + due.saturating_since(now()))
+    }
+
+    fn call(&mut self, pending: Pending) {
+        let Pending { call, reply, peer } = pending;
+        let answer = match call {
+            Call::Status => self.status(),
+            Call::Bans => self.bans(),
+            Call::Reload => self.reload(),
+            Call::Engine(request) => {
+                info!("uid {} (pid {}) asks: {}", peer.uid, peer.pid, shown(&request));
+                let id = RequestId(self.next_request);
+                self.next_request += 1;
+                self.waiting.insert(id, reply);
+                self.engine.handle(now(), Input::Operator { id, request });
+                return;
+            }
+        };
+        // Whoever asked may have gone meanwhile.
+        let _gone = reply.send(answer);
+    }
+
+    /// Reads the configuration again. Any error in it leaves everything as it was.
+    fn reload(&mut self) -> Result<Value, CallError> {
+        let config = configure(&self.options).map_err(|errors| {
+            error!("reload refused, nothing changed:\n{errors}");
+            CallError::refused(&format!("the configuration is refused and nothing changed:\n{errors}"))
+        })?;
+        let mut restart = Vec::new();
+        if config.socket != self.config.socket {
+            restart.push("socket");
+        }
+        if config.state_dir != self.config.state_dir {
+            restart.push("state_dir");
+        }
+        if config.enforce != self.config.enforce
+            || config.policy.limits.bans_max != self.config.policy.limits.bans_max
+        {
+            restart.push("[enforce]");
+        }
+        self.warnings = config.warnings.iter().map(ToString::to_string).collect();
+        if !restart.is_empty() {
+            self.warnings.push(format!("{}: a change takes effect at the next start", restart.join(", ")));
+        }
+        self.config =
+            Config { socket: self.config.socket.clone(), state_dir: self.config.state_dir.clone(), ..config };
+        self.engine.set_policy(now(), self.config.policy.clone());
+        self.files.set_files(&file_specs(&self.config));
+        self.open_sockets();
+        self.drain();
+        self.reconcile();
+        info!("reloaded {}: {} jails", self.config.path.display(), self.config.policy.jails.len());
+        Ok(serde_json::json!({ "jails": self.config.policy.jails.len(), "warnings": self.warnings }))
+    }
+
+    fn open_sockets(&mut self) {
+        let mut open = std::mem::take(&mut self.sockets);
+        for (index, spec) in self.config.policy.sources.iter().enumerate() {
+            let (SourceSpec::Socket(path), Ok(index)) = (spec, u16::try_from(index)) else { continue };
+            let source = SourceId(index);
+            let kept = open.iter().position(|kept| kept.path == *path).map(|at| open.swap_remove(at));
+            match kept.map_or_else(|| Listening::open(source, path), |kept| Ok(Listening { source, ..kept }))
+            {
+                Ok(listening) => self.sockets.push(listening),
+                Err(error) => {
+                    let warning = format!("{}: {error}; its jails get no lines from it", path.display());
+                    error!("{warning}");
+                    self.warnings.push(warning);
+                }
+            }
+        }
+    }
+
+    // Commands.
+
+    /// Carries out what the engine wants: one transaction, one batch, then the answers.
+    fn drain(&mut self) {
+        let (mut records, mut changes, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(command) = self.engine.next_command() {
+            match command {
+                Command::Record(change) => records.push(change),
+                Command::Enforce(change) => changes.push(change),
+                Command::Reply(id, response) => replies.push((id, response)),
+                Command::Note(event) => note(&event),
+            }
+        }
+        let recorded = if records.is_empty() { Ok(()) } else { self.record(&records) };
+        let enforced = if changes.is_empty() { Ok(()) } else { self.enforce(&changes) };
+        for (id, response) in replies {
+            let Some(reply) = self.waiting.remove(&id) else { continue };
+            let _gone = reply.send(answer(&response, recorded.as_ref().err(), enforced.as_ref().err()));
+        }
+    }
+
+    /// Writes to the ledger on disk. A disk that refuses never stops enforcement: it is said, and tried again with
+    /// the whole ledger by [`Self::repair`].
+    fn record(&mut self, changes: &[Change]) -> Result<(), String> {
+        self.store.record(changes, now()).map_err(|error| {
+            if self.degraded.store.is_none() {
+                error!("the ledger is not on disk: {error}");
+            }
+            self.degraded.store.insert(error.to_string()).clone()
+        })
+    }
+
+    fn enforce(&mut self, changes: &[Change]) -> Result<(), String> {
+        let applied = self.enforcer.apply(changes, now());
+        applied.map_err(|error| {
+            error!("the kernel refused: {error}");
+            if let Some(prefix) = error.prefix {
+                self.engine.handle(now(), Input::Applied { prefix, ok: false });
+            }
+            self.degraded.enforcer.insert(error.to_string()).clone()
+        })
+    }
+
+    /// Makes the kernel hold what the ledger says, by reading back what it holds and applying the difference.
+    fn reconcile(&mut self) {
+        let instant = now();
+        let outcome = self.enforcer.entries(instant).and_then(|entries| {
+            let actual: Vec<_> = entries.iter().map(|entry| (entry.prefix, entry.until)).collect();
+            let mut changes = diff_allowed(&self.engine.allowed(), &self.enforcer.allowed()?);
+            changes.extend(diff(&self.engine.desired(), &actual));
+            if !changes.is_empty() {
+                info!("kernel held {} bans, {} changes to match the ledger", actual.len(), changes.len());
+            }
+            self.enforcer.apply(&changes, instant)
+        });
+        match outcome {
+            Ok(()) => {
+                if self.degraded.enforcer.take().is_some() {
+                    info!("the kernel holds the ledger's bans again");
+                }
+            }
+            Err(error) => {
+                if self.degraded.enforcer.is_none() {
+                    error!("the kernel does not hold what the ledger says: {error}");
+                }
+                self.degraded.enforcer = Some(error.to_string());
+            }
+        }
+    }
+
+    fn repair(&mut self) {
+        match self.enforcer.repair() {
+            Ok(Health::Sound) if self.degraded.enforcer.is_none() => {}
+            Ok(health) => {
+                if health == Health::Repaired {
+                    warn!("enforcement had been removed from the kernel by another program and is back");
+                }
+                self.reconcile();
+            }
+            Err(error) => {
+                if self.degraded.enforcer.is_none() {
+                    error!("enforcement is not in force: {error}");
+                }
+                self.degraded.enforcer = Some(error.to_string());
+            }
+        }
+        if self.degraded.store.is_some() {
+            let ledger = self.engine.ledger_changes();
+            if self.store.rewrite(&ledger).is_ok() {
+                info!("the ledger is on disk again");
+                self.degraded.store = None;
+            }
+        }
+    }
+
+    fn keep_house(&mut self) {
+        self.save_positions();
+        let found = protected::discover().prefixes;
+        if found != self.config.policy.protected {
+            info!("protected addresses changed: {} now", found.len());
+            self.config.policy.protected = found;
+            self.engine.set_policy(now(), self.config.policy.clone());
+            self.drain();
+            self.reconcile();
+        }
+    }
+
+    fn save_positions(&mut self) {
+        let positions: Vec<(String, String)> = self
+            .files
+            .positions()
+            .iter()
+            .filter_map(|position| Some((position.key(), serde_json::to_string(position).ok()?)))
+            .collect();
+        if let Err(error) = self.store.save_positions(&positions) {
+            warn!("read positions were not written: {error}");
+        }
+    }
+}
+
+fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
+    let specs = config.policy.sources.iter().enumerate();
+    specs
+        .filter_map(|(index, spec)| match spec {
+            SourceSpec::File(path) => Some((SourceId(u16::try_from(index).ok()?), path.clone())),
+            SourceSpec::Socket(_) => None,
+        })
+        .collect()
+}
+
+/// A socket that applications write lines to.
+struct Listening {
+    source: SourceId,
+    path: PathBuf,
+    socket: LineSocket,
+    ready: AsyncFd<OwnedFd>,
+}
+
+impl Listening {
+    fn open(source: SourceId, path: &Path) -> io::Result<Self> {
+        let socket = LineSocket::bind(path)?;
+        let ready = watched(socket.as_fd())?;
+        Ok(Self { source, path: path.to_owned(), socket, ready })
+    }
+
+    /// It is empty: wait for the next message.
+    fn clear_ready(&mut self) {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        if let std::task::Poll::Ready(Ok(mut guard)) = self.ready.poll_read_ready(&mut context) {
+            guard.clear_ready();
+        }
+    }
+}
+
+/// A copy of a descriptor whose readiness the loop can wait for; whoever owns the other one reads.
+fn watched(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    let copy = fd.try_clone_to_owned()?;
+    // SAFETY: the descriptor is owned by what is registered, and nothing closes or replaces it before that is dropped.
+    #[expect(unsafe_code, reason = "the library's safe constructor is deprecated")]
+    let registered = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) };
+    Ok(registered?)
+}
+
+/// Ends when one of the sockets has something to read; never, when there is none.
+async fn socket_ready(sockets: &[Listening]) {
+    std::future::poll_fn(|context| {
+        let any = sockets.iter().any(|listening| listening.ready.poll_read_ready(context).is_ready());
+        if any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+/// What the asker is told: done means in the kernel and on disk.
+fn answer(response: &Response, disk: Option<&String>, kernel: Option<&String>) -> Result<Value, CallError> {
+    if let Response::Refused { reason } = response {
+        return Err(CallError::refused(reason));
+    }
+    match (kernel, disk) {
+        (None, None) => serde_json::to_value(response).map_err(|error| CallError::failed(&error.to_string())),
+        (Some(kernel), _) => {
+            Err(CallError::failed(&format!("in the ledger, but the kernel refused: {kernel}")))
+        }
+        (None, Some(disk)) => {
+            Err(CallError::failed(&format!("in force now, but not on disk, so a restart forgets it: {disk}")))
+        }
+    }
+}
+
+fn shown(request: &Request) -> String {
+    match request {
+        Request::Ban { prefix, bantime, .. } => format!("ban {prefix} for {bantime}"),
+        Request::Unban { prefix } => format!("unban {prefix}"),
+        Request::Allow { prefix } => format!("allow {prefix}"),
+        Request::Disallow { prefix } => format!("disallow {prefix}"),
+        Request::Flush => "flush".to_owned(),
+    }
+}
+
+/// The agent's own log, in the words fail2ban's users grep for.
+fn note(event: &Event) {
+    match event {
+        Event::Failure { jail, address, count, maxretry } => {
+            info!("[{jail}] Found {address} ({count}/{maxretry})");
+        }
+        Event::Allowlisted { jail, address } => info!("[{jail}] Ignore {address} (allowlisted)"),
+        Event::NoAddress { jail } => warn!("[{jail}] a failure without a usable address; nobody is blamed"),
+        Event::Banned(ban) => info!("[{}] Ban {}", report::origin(&ban.origin), ban.prefix),
+        Event::Unbanned { prefix, why } => info!("Unban {prefix} ({})", report::ending(*why)),
+        Event::Spared { prefix, allowed } => {
+            warn!("not banned: {prefix} would cover {allowed}, which is protected");
+        }
+        Event::GaveWay { prefix } => warn!("the ban table is full: {prefix}, soonest to expire, gave way"),
+        Event::TableFull { prefix } => error!("the ban table is full of manual bans: {prefix} is not banned"),
+    }
+}

@@ -1,0 +1,153 @@
+//! `status` and `bans`: what the engine, the kernel, the sources and the process say of themselves, in one answer.
+
+use std::{collections::BTreeMap, fs};
+
+use serde_json::Value;
+
+use super::{Agent, backend::XDP_NOT_BUILT_IN, now};
+use crate::{
+    control::protocol::{Backend, BanRow, CallError, JailStatus, SourceStatus, Status},
+    enforce::xdp,
+    engine::Ending,
+    ledger::Origin,
+    net::Prefix,
+    time::{Timestamp, Until},
+};
+
+/// Who decided, as people read it.
+pub(super) fn origin(origin: &Origin) -> &str {
+    match origin {
+        Origin::Jail(name) => name,
+        Origin::Operator => "operator",
+    }
+}
+
+pub(super) fn ending(why: Ending) -> &'static str {
+    match why {
+        Ending::Expired => "its time is over",
+        Ending::Operator => "by an operator",
+        Ending::Allowlisted => "allowlisted now",
+    }
+}
+
+impl Agent {
+    pub(super) fn status(&mut self) -> Result<Value, CallError> {
+        let snapshot = self.engine.snapshot();
+        let description = self.enforcer.describe();
+        let mut degraded: Vec<String> =
+            [&self.degraded.enforcer, &self.degraded.store].into_iter().flatten().cloned().collect();
+        let counters = self.enforcer.counters().unwrap_or_else(|error| {
+            degraded.push(error.to_string());
+            Default::default()
+        });
+        let mut bans_of: BTreeMap<&str, usize> = BTreeMap::new();
+        for ban in &snapshot.bans {
+            *bans_of.entry(origin(&ban.origin)).or_default() += 1;
+        }
+        let jails = snapshot.jails.iter().map(|(name, counters)| JailStatus {
+            name: name.to_string(),
+            failures: counters.failures,
+            allowlisted: counters.allowlisted,
+            no_address: counters.no_address,
+            already_banned: counters.already_banned,
+            bans_made: counters.bans,
+            bans: bans_of.get(&**name).copied().unwrap_or(0),
+        });
+        let reason = if description.reason.is_empty() {
+            self.why.clone()
+        } else {
+            format!("{}; {}", self.why, description.reason)
+        };
+        let mut warnings = self.warnings.clone();
+        if !xdp::is_built_in() {
+            warnings.push(XDP_NOT_BUILT_IN.to_owned());
+        }
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_secs: self.started.elapsed().as_secs(),
+            health: if degraded.is_empty() { "ok" } else { "degraded" }.to_owned(),
+            degraded,
+            backend: Backend {
+                name: description.backend.to_owned(),
+                attachments: description.attachments,
+                reason,
+            },
+            xdp_built_in: xdp::is_built_in(),
+            jails: jails.collect(),
+            sources: self.sources(),
+            bans: snapshot.bans.len(),
+            bans_max: self.config.policy.limits.bans_max,
+            tracked: snapshot.tracked,
+            tracked_evicted: snapshot.evicted,
+            bans_refused: snapshot.gave_way + snapshot.table_full,
+            packets: counters.packets,
+            bytes: counters.bytes,
+            allowed: self.engine.allowed(),
+            allowed_by_operators: self.engine.operator_allow(),
+            rss_bytes: rss_bytes(),
+            warnings,
+        };
+        serde_json::to_value(status).map_err(|error| CallError::failed(&error.to_string()))
+    }
+
+    fn sources(&self) -> Vec<SourceStatus> {
+        let files = self.files.status().into_iter().map(|file| SourceStatus {
+            path: file.path.display().to_string(),
+            state: file.state,
+            bytes: file.bytes,
+            counters: file
+                .counters
+                .into_iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
+        });
+        let sockets = self.sockets.iter().map(|listening| SourceStatus {
+            path: listening.path.display().to_string(),
+            state: "listening".to_owned(),
+            bytes: listening.socket.bytes(),
+            counters: vec![("refused".to_owned(), listening.socket.refused())],
+        });
+        files.chain(sockets).collect()
+    }
+
+    /// The kernel's entries with what the ledger knows of them, and the ledger's that the kernel lacks.
+    pub(super) fn bans(&mut self) -> Result<Value, CallError> {
+        let entries = self.enforcer.entries(now()).map_err(|error| CallError::failed(&error.to_string()))?;
+        let held: BTreeMap<Prefix, _> = entries.iter().map(|entry| (entry.prefix, entry)).collect();
+        let ledger = self.engine.desired();
+        let known: BTreeMap<Prefix, _> = ledger.iter().map(|ban| (ban.prefix, ban)).collect();
+        let mut prefixes: Vec<Prefix> = held.keys().chain(known.keys()).copied().collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let rows = prefixes.into_iter().map(|prefix| {
+            let (entry, ban) = (held.get(&prefix), known.get(&prefix));
+            BanRow {
+                prefix,
+                jail: ban.map_or("-", |ban| origin(&ban.origin)).to_owned(),
+                since: ban.map(|ban| ban.since),
+                until: entry.map(|entry| entry.until).or(ban.map(|ban| ban.until)).and_then(end),
+                failures: ban.map_or(0, |ban| ban.failures),
+                packets: entry.map_or(0, |entry| entry.packets),
+                reason: ban.map_or_else(String::new, |ban| ban.reason.clone()),
+                in_kernel: entry.is_some(),
+            }
+        });
+        serde_json::to_value(rows.collect::<Vec<_>>()).map_err(|error| CallError::failed(&error.to_string()))
+    }
+}
+
+fn end(until: Until) -> Option<Timestamp> {
+    match until {
+        Until::At(end) => Some(end),
+        Until::Forever => None,
+    }
+}
+
+/// Resident memory of this process (proc(5), `statm`).
+fn rss_bytes() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

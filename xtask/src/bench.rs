@@ -1,0 +1,43 @@
+//! `cargo xtask bench`: figures as ratios within one run; nothing here asserts a time.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{build, setup, workspace};
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bench {
+    /// Nanoseconds per packet, through BPF_PROG_TEST_RUN.
+    Packet,
+    /// Lines per second.
+    Log,
+    /// From the log line to the kernel, and to the first packet dropped; and the idle agent's memory.
+    Latency,
+}
+
+/// Runs the named benchmarks, or all.
+///
+/// # Errors
+/// When one cannot be built or run.
+pub fn run(which: &[Bench]) -> Result<()> {
+    setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
+    build::object()?;
+    let all = [Bench::Packet, Bench::Log, Bench::Latency];
+    for bench in if which.is_empty() { &all } else { which } {
+        let name = match bench {
+            Bench::Packet => "packet",
+            Bench::Log => "log",
+            Bench::Latency => "latency",
+        };
+        println!("\n== {name}");
+        let mut command = Command::new("cargo");
+        command.args(["bench", "--quiet", "--package", "blocker", "--bench", name]).current_dir(workspace());
+        let status = command.status()?;
+        if !status.success() {
+            bail!("the {name} benchmark: {status}");
+        }
+    }
+    Ok(())
+}
