@@ -34,7 +34,8 @@ use watch::{Event, Moved, PlaceId, Watch};
 const RETRY: Duration = Duration::from_secs(2);
 /// How often files are looked at that inotify does not watch.
 const UNWATCHED: Duration = Duration::from_millis(250);
-/// How often everything is looked at, for what inotify cannot tell (network file systems, a renamed grandparent).
+/// How often everything is looked at, for what inotify cannot tell: network file systems, and the rename of a directory
+/// further up, which loses nothing because the old file stays open.
 const SWEEP: Duration = Duration::from_secs(10);
 /// Looks at names that change while they are looked at, in one poll.
 const LOOKS_MAX: usize = 8;
@@ -129,6 +130,8 @@ impl FileSource {
     }
 
     fn arrange(&mut self, files: &[(SourceId, PathBuf)], positions: Vec<Position>) {
+        // Those of another version are not understood: their files are read as if new.
+        let positions: Vec<Position> = positions.into_iter().filter(|position| position.v == 1).collect();
         let mut wanted: BTreeMap<PathBuf, BTreeSet<SourceId>> = BTreeMap::new();
         for (source, path) in files {
             wanted.entry(path::absolute(path).unwrap_or_else(|_| path.clone())).or_default().insert(*source);

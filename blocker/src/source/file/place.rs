@@ -307,6 +307,7 @@ impl Place {
             tail.retire_at = Some(now + drain_time);
             let slot = self.slots.entry(origin).or_default();
             slot.retire(now, drain_time);
+            slot.rotated += 1;
             slot.tails.push(tail);
         }
     }
@@ -437,12 +438,15 @@ impl Place {
         buffer: &mut [u8],
         deliver: super::tail::Deliver<'_>,
     ) -> bool {
-        let waits: Vec<Identity> = self.tails_mut().filter(|tail| tail.dirty).map(|tail| tail.id).collect();
-        let Some(slot) = self.slots.get_mut(path) else { return false };
-        let Some(tail) = slot.tails.iter_mut().find(|tail| tail.dirty) else { return false };
-        if tail.after.is_some_and(|after| after != tail.id && waits.contains(&after)) {
+        let next = self.slots.get(path).and_then(|slot| slot.tails.iter().find(|tail| tail.dirty));
+        let Some((id, after)) = next.map(|tail| (tail.id, tail.after)) else { return false };
+        if after
+            .is_some_and(|after| after != id && self.tails_mut().any(|tail| tail.dirty && tail.id == after))
+        {
             return true;
         }
+        let Some(slot) = self.slots.get_mut(path) else { return false };
+        let Some(tail) = slot.tails.iter_mut().find(|tail| tail.dirty) else { return false };
         tail.after = None;
         match tail.read(buffer, deliver) {
             Ok(true) => tail.retire_at = tail.retire_at.map(|at| at.max(deadline)),

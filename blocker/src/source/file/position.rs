@@ -98,7 +98,7 @@ impl Position {
 
     /// Whether an open file is the one, still holding what was read of it.
     pub(crate) fn fits(&self, file: &File) -> io::Result<bool> {
-        if self.v != 1 || u64::from(self.before.bytes) > self.offset {
+        if u64::from(self.before.bytes) > self.offset {
             return Ok(false);
         }
         Ok(file.metadata()?.len() >= self.offset
