@@ -31,6 +31,7 @@ fn ban(number: u32) -> Ban {
 
 fn record(store: &mut Store, changes: &[Change]) {
     store.record(changes, Timestamp::from_secs(1)).unwrap();
+    store.sync().unwrap();
 }
 
 #[test]

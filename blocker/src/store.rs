@@ -1,7 +1,8 @@
 //! The ledger on disk: bans, the operators' allowlist, a bounded history and read positions, in SQLite.
 //!
-//! One call to [`Store::record`] is one durable transaction. It knows nothing of why a change is made, nor of the
-//! kernel. `sqlite3 blocker.db` reads it.
+//! One call to [`Store::record`] is one transaction, which outlives the process at once; [`Store::sync`] makes it
+//! outlive the machine. Between the two the agent enforces, so that no packet waits for a disk. The store knows nothing
+//! of why a change is made, nor of the kernel. `sqlite3 blocker.db` reads it.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -63,6 +64,8 @@ pub struct Stored {
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    /// The write-ahead log; SQLite keeps the same file for as long as the connection is open.
+    wal: Option<fs::File>,
     since_pruned: u32,
     _lock: fs::File,
 }
@@ -101,7 +104,8 @@ impl Store {
             Err(unusable) => return Err(unusable.into_error(&path)),
         };
         let stored = Stored { notes, ..stored };
-        Ok((Self { connection, path, since_pruned: PRUNE_EVERY, _lock: lock }, stored))
+        let wal = None;
+        Ok((Self { connection, path, wal, since_pruned: PRUNE_EVERY, _lock: lock }, stored))
     }
 
     fn load(path: &Path) -> Result<(Connection, Stored), Unusable> {
@@ -113,9 +117,11 @@ impl Store {
             .open(path)
             .map_err(|error| Unusable::Refused(error.to_string()))?;
         let connection = Connection::open(path)?;
-        // WAL with full synchronisation: a commit is on the disk when it returns (sqlite.org/wal.html).
+        // With a write-ahead log and normal synchronisation a commit is in the page cache when it returns, and never
+        // torn; what `full` adds is an fsync of that log (sqlite.org/pragma.html#pragma_synchronous), which `sync` does
+        // when the time is right.
         connection.pragma_update(None, "journal_mode", "wal")?;
-        connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "synchronous", "normal")?;
         match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => {}
             0 => connection.execute_batch(&format!(
@@ -158,7 +164,26 @@ impl Store {
         Ok(stored)
     }
 
-    /// Writes these changes, in order, in one transaction that is on the disk when this returns.
+    /// Puts everything recorded so far on the disk, against power loss.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&mut self) -> Result<(), StoreError> {
+        let failed = |error: io::Error| StoreError {
+            what: format!("put {} on the disk", self.path.display()),
+            cause: error.to_string(),
+            hint: "check the disk's space and health; bans stay in force meanwhile".to_owned(),
+        };
+        let wal = match self.wal.take() {
+            Some(wal) => wal,
+            None => fs::File::open(self.path.with_file_name(format!("{FILE}-wal"))).map_err(failed)?,
+        };
+        wal.sync_data().map_err(failed)?;
+        self.wal = Some(wal);
+        Ok(())
+    }
+
+    /// Writes these changes, in order, in one transaction that a killed process has not lost; see [`Self::sync`].
     ///
     /// # Errors
     /// When the disk refuses; then none of them is written.

@@ -62,7 +62,7 @@ fn measure(binary: &Path, backend: Backend) {
     let mut agent = Agent::new(&scratch, &lan.host, backend);
     agent.jail("sshd", &log, "maxretry = 1\nbantime = \"1h\"");
     agent.start(binary).expect("the agent starts");
-    println!("{:<10} {:<28} {:>8}", backend, "idle RSS, MiB", rss_mib(&agent));
+    println!("{:<10} {:<28} {:>8}", backend.to_string(), "idle RSS, MiB", rss_mib(&agent));
 
     let host: IpAddr = HOST_V4.parse().expect("an address");
     let receiver = lan.host.enter(|| UdpSocket::bind((host, PORT)).expect("a socket"));
@@ -80,6 +80,11 @@ fn measure(binary: &Path, backend: Backend) {
     });
 
     let mut file = fs::File::options().append(true).open(&log).expect("the log");
+    // The first ban may make a set or map that a reader opened before would not know of.
+    fail(&mut file, Ipv4Addr::new(10, 99, 255, 1));
+    let warm =
+        wait_for(PATIENCE, || agent.banned(binary).is_ok_and(|banned| !banned.is_empty()).then_some(()));
+    assert!(warm.is_some(), "the first ban: {}", agent.log());
     let mut held = Held::open(backend, &agent, &lan);
     let mut to_kernel = Vec::new();
     for trial in 0..TRIALS {
@@ -87,6 +92,7 @@ fn measure(binary: &Path, backend: Backend) {
         let source = Ipv4Addr::from_bits(source);
         let appended = fail(&mut file, source);
         let found = poll(|| held.holds(source));
+        assert!(found.is_some(), "{source} is not banned: {}", agent.log());
         to_kernel.extend(found.map(|at| at - appended));
         thread::sleep(Duration::from_millis(5));
     }
@@ -127,7 +133,7 @@ fn measure(binary: &Path, backend: Backend) {
         }
     }
     print(backend, "first packet dropped", &mut to_drop);
-    println!("{:<10} {:<28} {:>8}", backend, "RSS after the trials, MiB", rss_mib(&agent));
+    println!("{:<10} {:<28} {:>8}", backend.to_string(), "RSS after the trials, MiB", rss_mib(&agent));
     stop.store(true, Ordering::Relaxed);
     let _joined = listening.join();
 }
@@ -202,7 +208,7 @@ fn print(backend: Backend, until: &str, times: &mut [Duration]) {
     };
     println!(
         "{:<10} {:<28} {:>8} {:>8} {:>8} {:>8}   ({} of {TRIALS} seen)",
-        backend,
+        backend.to_string(),
         until,
         at(0.0),
         at(0.5),

@@ -43,8 +43,10 @@ fn main() {
     let pins = std::path::Path::new("/sys/fs/bpf").join(scratch.path().file_name().unwrap_or_default());
     let options =
         xdp::Options { interfaces: vec!["eth0".to_owned()], bans_max: 200_000, pin_dir: pins.clone() };
+    let _pins = Pins(pins);
     let mut enforcer = netns.enter(|| xdp::Xdp::open(&options).expect("XDP attaches"));
-    let program = enforcer.program_fd().expect("a loaded program").as_raw_fd();
+    let held = enforcer.program_fd().expect("a loaded program");
+    let program = held.as_raw_fd();
     let (pass, drop) = (bpf::floor(XDP_PASS), bpf::floor(XDP_DROP));
     let honest = ["198.51.100.7", "2001:db8:7::7"].map(frame_of);
     let banned = ["203.0.113.9", "2001:db8:bad::9"].map(frame_of);
@@ -67,7 +69,15 @@ fn main() {
         }
     }
     Box::new(enforcer).close(Keep::Nothing).expect("everything is removed");
-    remove_pins(&pins);
+}
+
+/// Removed also when a round fails.
+struct Pins(std::path::PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        remove_pins(&self.0);
+    }
 }
 
 fn row(name: &str, ns: f64, floor: f64) {

@@ -370,19 +370,23 @@ impl Agent {
 
     // Commands.
 
-    /// Carries out what the engine wants: one transaction, one batch, then the answers.
+    /// Carries out what the engine wants: one transaction, one batch, one sync, then what people are told.
     fn drain(&mut self) {
-        let (mut records, mut changes, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut records, mut changes, mut replies, mut notes) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Record(change) => records.push(change),
                 Command::Enforce(change) => changes.push(change),
                 Command::Reply(id, response) => replies.push((id, response)),
-                Command::Note(event) => note(&event),
+                Command::Note(event) => notes.push(event),
             }
         }
+        // Written ahead, so that a killed agent knows what it enforced; on the disk before anybody is told it is done.
         let recorded = if records.is_empty() { Ok(()) } else { self.record(&records) };
         let enforced = if changes.is_empty() { Ok(()) } else { self.enforce(&changes) };
+        let recorded = if records.is_empty() { Ok(()) } else { recorded.and_then(|()| self.sync()) };
+        notes.iter().for_each(note);
         for (id, response) in replies {
             let Some(reply) = self.waiting.remove(&id) else { continue };
             let _gone = reply.send(answer(&response, recorded.as_ref().err(), enforced.as_ref().err()));
@@ -392,7 +396,17 @@ impl Agent {
     /// Writes to the ledger on disk. A disk that refuses never stops enforcement: it is said, and tried again with
     /// the whole ledger by [`Self::repair`].
     fn record(&mut self, changes: &[Change]) -> Result<(), String> {
-        self.store.record(changes, now()).map_err(|error| {
+        let outcome = self.store.record(changes, now());
+        self.on_disk(outcome)
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        let outcome = self.store.sync();
+        self.on_disk(outcome)
+    }
+
+    fn on_disk(&mut self, outcome: Result<(), StoreError>) -> Result<(), String> {
+        outcome.map_err(|error| {
             if self.degraded.store.is_none() {
                 error!("the ledger is not on disk: {error}");
             }
@@ -456,7 +470,7 @@ impl Agent {
         }
         if self.degraded.store.is_some() {
             let ledger = self.engine.ledger_changes();
-            if self.store.rewrite(&ledger).is_ok() {
+            if self.store.rewrite(&ledger).and_then(|()| self.store.sync()).is_ok() {
                 info!("the ledger is on disk again");
                 self.degraded.store = None;
             }
