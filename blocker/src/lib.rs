@@ -1,4 +1,42 @@
-//! The architecture.
+//! `blocker` reads authentication logs, decides who is attacking, and drops the attacker in the kernel.
+//!
+//! # The journey of a line
+//!
+//! A [`source`] yields blocks of whole lines. The [`agent`] stamps the time on them and hands them to the [`engine`],
+//! which asks the [`filter`]s whether a line is a failure and whose, counts it ([`detect`]), and when there are enough
+//! opens a ban in the [`ledger`]. It says what is to be done as [`engine::Command`]s; the agent carries them out: the
+//! [`store`] first, then the [`enforce`]r, then whoever asked is answered.
+//!
+//! # The journey of a packet
+//!
+//! Frame, source address, banned and not over? allowed? Then drop and count; anything else passes. The XDP program is
+//! in `blocker-ebpf`; the nftables table means the same.
+//!
+//! # Who may use whom
+//!
+//! | layer | modules | may use |
+//! |---|---|---|
+//! | CORE | [`time`] [`net`] [`policy`] [`filter`] [`allowlist`] [`detect`] [`ledger`] [`engine`] [`replay`] | itself: no clock, no I/O, no thread, no log, no `unsafe` |
+//! | EDGE | [`config`] [`source`] [`enforce`] [`store`] [`control`] | CORE and its own library, never another EDGE |
+//! | SHELL | [`agent`] [`cli`] | everything |
+//!
+//! `cargo xtask check` holds this wall by reading the sources, and so does the test `the_house_stands`.
+//!
+//! # What holds
+//!
+//! 1. CORE takes `now` as an argument, and equal inputs give equal commands
+//!    (`no_life_bans_the_allowlisted_and_equal_lives_are_equal`).
+//! 2. CORE cannot fail at run time; only constructors return `Result` (`no_bytes_stop_the_engine`).
+//! 3. Everything is bounded, each bound is named and counted when it bites: [`policy::Limits`],
+//!    [`filter::LINE_BYTES_MAX`], [`control::protocol::REQUEST_BYTES_MAX`], [`store::HISTORY_MAX`] and their like
+//!    (`the_bound_holds_and_the_silent_pair_gives_way`, `a_full_table_gives_up_the_automatic_ban_soonest_over`).
+//! 4. Nothing allowlisted or protected is ever dropped: the engine refuses it, and the kernel passes it inside a wider
+//!    ban (`no_life_bans_the_allowlisted_and_equal_lives_are_equal`,
+//!    `prefixes_of_every_length_nest_and_the_allowlist_passes_inside`).
+//! 5. What is reported is what the kernel holds, read back (`bans_are_listed_as_asked_and_drop_what_they_cover`).
+//!
+//! Not held yet: that no untrusted byte is parsed by a process with a capability. The agent is one process.
+
 pub mod agent;
 pub mod allowlist;
 pub mod cli;
