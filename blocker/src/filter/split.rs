@@ -61,8 +61,10 @@ impl Split {
             let end =
                 bytes[start..].iter().position(|b| !in_token(*b)).map_or(bytes.len(), |len| start + len);
             at = end;
-            // Two dots or colons are the least an address can have.
-            if bytes[start..end].iter().filter(|b| matches!(b, b'.' | b':')).count() < 2 {
+            // Two dots or colons are the least an address can have, and `::` alone names nobody.
+            let run = &bytes[start..end];
+            let separators = run.iter().filter(|b| matches!(b, b'.' | b':')).count();
+            if separators < 2 || separators == run.len() {
                 continue;
             }
             match ends(&bytes[start..end])
@@ -205,6 +207,7 @@ mod tests {
             (2, "by 1.2.3.4: x", Some("1.2.3.4")),
             (2, "by 2001:db8::1: x", Some("2001:db8::1")),
             (4, "Login Fail 'x' by [2001:db8::1]", Some("2001:db8::1")),
+            (2, "by ::", None),
             (2, "by 1.2.3.4 by 5.6.7.8", None),
             (4, "Login Fail 'by 1.2.3.4' by 5.6.7.8.9", None),
             (2, &many, None),

@@ -3,7 +3,6 @@
 import pytest
 
 from django_blocker import client
-from django_blocker.current import _meta_of_scope
 
 
 def meta(remote, forwarded=None, header="HTTP_X_FORWARDED_FOR"):
@@ -68,9 +67,3 @@ def test_other_headers_can_be_named(settings_with, header, value, expected):
 
 def test_outside_of_requests_nobody_is_known():
     assert client.address(None) is None
-
-
-def test_an_asgi_scope_is_read():
-    scope = {"client": ["203.0.113.9", 4711], "headers": [(b"x-forwarded-for", b"a"), (b"x-forwarded-for", b"b")]}
-    assert _meta_of_scope(scope) == {"REMOTE_ADDR": "203.0.113.9", "HTTP_X_FORWARDED_FOR": "a,b"}
-    assert _meta_of_scope({"client": None})["REMOTE_ADDR"] == ""

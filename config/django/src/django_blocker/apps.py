@@ -10,12 +10,13 @@ class BlockerConfig(AppConfig):
     verbose_name = "blocker"
 
     def ready(self):
+        from django.conf import settings
         from django.contrib.auth.signals import user_login_failed
-        from django.core.signals import request_finished, request_started
 
         from . import checks, current, handler
 
         checks.register()
-        request_started.connect(current.remember, dispatch_uid="django_blocker.remember")
-        request_finished.connect(current.forget, dispatch_uid="django_blocker.forget")
+        # Servers build the chain of middleware after this, so the app needs no second line in the settings.
+        if current.MIDDLEWARE not in settings.MIDDLEWARE:
+            settings.MIDDLEWARE = [current.MIDDLEWARE, *settings.MIDDLEWARE]
         user_login_failed.connect(handler.login_failed, dispatch_uid="django_blocker.login_failed")

@@ -1,39 +1,43 @@
 """The request that is being served, for authenticate() calls that are not given one.
 
-WSGI hands its environ to request_started; ASGI a scope. Kept in asgiref's Local, which follows a request through
-threads and tasks.
+A middleware that the app puts in front of all others by itself. Signals would not do: under ASGI their receivers run in
+tasks of their own, and what those remember is lost to the request.
 """
 
-from asgiref.local import Local
+from contextvars import ContextVar
 
-_local = Local()
+from asgiref.sync import iscoroutinefunction
+from django.utils.decorators import sync_and_async_middleware
 
+_meta = ContextVar("django_blocker.meta", default=None)
 
-def remember(sender, environ=None, scope=None, **kwargs):
-    """Keeps what the server said of the request that begins."""
-    if environ is not None:
-        _local.meta = environ
-    elif scope is not None:
-        _local.meta = _meta_of_scope(scope)
-
-
-def forget(sender, **kwargs):
-    """The request is over."""
-    _local.meta = None
+MIDDLEWARE = "django_blocker.current.remember"
 
 
 def meta():
-    """The request's variables, as in HttpRequest.META, or None outside of requests."""
-    return getattr(_local, "meta", None)
+    """The variables of the request that is being served (HttpRequest.META), or None outside of requests."""
+    return _meta.get()
 
 
-def _meta_of_scope(scope):
-    """The few variables that are needed, under their WSGI names."""
-    client = scope.get("client")
-    found = {"REMOTE_ADDR": client[0] if client else ""}
-    for name, value in scope.get("headers", ()):
-        key = "HTTP_" + name.decode("latin1").upper().replace("-", "_")
-        # A header that comes twice is one list (RFC 9110 5.3).
-        text = value.decode("latin1")
-        found[key] = f"{found[key]},{text}" if key in found else text
-    return found
+@sync_and_async_middleware
+def remember(get_response):
+    """Keeps the request's variables while it is served."""
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request):
+            token = _meta.set(request.META)
+            try:
+                return await get_response(request)
+            finally:
+                _meta.reset(token)
+
+    else:
+
+        def middleware(request):
+            token = _meta.set(request.META)
+            try:
+                return get_response(request)
+            finally:
+                _meta.reset(token)
+
+    return middleware
