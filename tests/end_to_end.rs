@@ -382,6 +382,36 @@ fn a_foreign_xdp_program_is_left_alone_and_auto_falls_back_to_nftables() {
 }
 
 #[test]
+fn another_backend_takes_the_bans_over_and_leaves_nothing_behind() {
+    let name = "another_backend_takes_the_bans_over_and_leaves_nothing_behind";
+    if let Some(reason) = missing() {
+        return skipped(name, &reason);
+    }
+    if !blocker::enforce::xdp::is_built_in() {
+        return skipped(name, "XDP was not built in (cargo xtask test builds it)");
+    }
+    let stage = Stage::new();
+    let mut agent = stage.agent(Backend::Xdp, "maxretry = 3");
+    stage.fail(stage.lan.clients[ATTACKER].v4, 3);
+    until_banned(&agent, "198.51.100.66");
+    for next in [Backend::Nftables, Backend::Xdp] {
+        agent.stop();
+        agent.switch(next);
+        agent.start(binary()).unwrap();
+        assert_eq!(agent.banned(binary()).unwrap(), ["198.51.100.66"]);
+        assert!(!probe::ping(stage.client(ATTACKER), v4()), "{next} does not hold the ban");
+        let attached = || stage.lan.host.ip("-d link show eth0").unwrap().contains("prog/xdp");
+        let table = || stage.lan.host.run("nft", &["list", "tables"]).unwrap().contains("inet blocker");
+        let expected = (next == Backend::Xdp, next == Backend::Nftables);
+        // The other one goes just after this one answers.
+        let alone = wait_for(SOON, || ((attached(), table()) == expected).then_some(()));
+        assert!(alone.is_some(), "after {next}: XDP attached {}, table {}", attached(), table());
+    }
+    agent.cli(binary(), &["unban", "198.51.100.66"]).unwrap();
+    assert!(probe::ping(stage.client(ATTACKER), v4()));
+}
+
+#[test]
 fn what_cannot_start_says_why_and_what_to_do() {
     let name = "what_cannot_start_says_why_and_what_to_do";
     if let Some(reason) = missing() {
@@ -392,11 +422,11 @@ fn what_cannot_start_says_why_and_what_to_do() {
     agent.jail("sshd", &stage.log, "");
     agent.write_config().unwrap();
     let config = agent.config().display().to_string();
-    let run = |args: &[&str], as_nobody: bool| {
+    let run = |args: &[&str], without_capabilities: bool| {
         let mut command = stage.lan.host.command(binary());
-        if as_nobody {
+        if without_capabilities {
             command = stage.lan.host.command("setpriv");
-            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(binary());
+            command.args(["--inh-caps=-all", "--bounding-set=-all"]).arg(binary());
         }
         let output = command.args(args).stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -409,6 +439,14 @@ fn what_cannot_start_says_why_and_what_to_do() {
             said.contains("nosuch0") && said.contains("eth0"),
             "the error lists the interfaces there are: {said}"
         );
+    }
+    for (backend, capability) in [("nftables", "CAP_NET_ADMIN"), ("xdp", "CAP_BPF")] {
+        if backend == "xdp" && !blocker::enforce::xdp::is_built_in() {
+            continue;
+        }
+        let (code, said) = run(&["run", "--config", &config, "--backend", backend], true);
+        assert_ne!(code, Some(0));
+        assert!(said.contains(capability), "{backend}: {said}");
     }
     fs::write(stage.scratch.join("bad.toml"), "[jail.sshd]\nfiles = [\"/x\"]\nfilter = [\"sshd\"]\n")
         .unwrap();

@@ -7,7 +7,7 @@ use std::fs;
 
 use crate::{
     config::{Backend, Config, Interfaces},
-    enforce::{EnforceError, Enforcer, nft::Nft, xdp},
+    enforce::{EnforceError, Enforcer, Keep, nft::Nft, xdp},
 };
 
 /// What a binary without the XDP object says, at start and in `status`.
@@ -44,6 +44,18 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, EnforceError> {
                 }),
         },
     }
+}
+
+/// Removes what the other enforcer left in the kernel when it was the chosen one: nobody would read or lift its bans
+/// any more. To be called once the chosen one holds the ledger's bans.
+pub(super) fn retire_other(config: &Config, chosen: &str) -> Result<(), EnforceError> {
+    if chosen == "xdp" {
+        if !Nft::exists()? {
+            return Ok(());
+        }
+        return Box::new(Nft::open(config.policy.limits.bans_max)?).close(Keep::Nothing);
+    }
+    xdp::remove(&config.enforce.pin_dir)
 }
 
 fn open_nft(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {

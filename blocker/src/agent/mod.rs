@@ -28,7 +28,7 @@ use crate::{
         protocol::{Call, CallError},
         server::{Pending, Server},
     },
-    enforce::{EnforceError, Enforcer, Health, Keep},
+    enforce::{EnforceError, Enforcer, Health, Keep, xdp},
     engine::{
         Change, Command, Engine, Event, Input, Reading, Request, RequestId, Response, SourceId, diff,
         diff_allowed,
@@ -201,6 +201,13 @@ impl Agent {
         self.announce();
         self.reconcile();
         self.drain();
+        if self.degraded.enforcer.is_none()
+            && let Err(error) = backend::retire_other(&self.config, self.enforcer.describe().backend)
+        {
+            let warning = format!("what the other backend left in the kernel is still in force: {error}");
+            warn!("{warning}");
+            self.warnings.push(warning);
+        }
 
         let (mut repair_at, mut keep_house_at) =
             (Instant::now() + REPAIR_EVERY, Instant::now() + HOUSEKEEPING_EVERY);
@@ -264,6 +271,9 @@ impl Agent {
                 crate::time::span_text(jail.findtime),
                 jail.bantime
             );
+        }
+        if !xdp::is_built_in() {
+            warn!("{}", backend::XDP_NOT_BUILT_IN);
         }
         for warning in &self.warnings {
             warn!("{warning}");

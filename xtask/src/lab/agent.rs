@@ -59,6 +59,11 @@ impl<'a> Agent<'a> {
         ));
     }
 
+    /// Enforces with something else from the next start on.
+    pub fn switch(&mut self, backend: Backend) {
+        self.backend = backend;
+    }
+
     /// Adds top-level settings, before every table.
     pub fn settings(&mut self, toml: &str) {
         self.top.push_str(toml);

@@ -98,6 +98,20 @@ impl Nft {
         Ok(this)
     }
 
+    /// Whether this network namespace has a table of ours; makes none.
+    ///
+    /// # Errors
+    /// When the capability or nf_tables is missing.
+    pub fn exists() -> Result<bool, EnforceError> {
+        let socket = Socket::open().map_err(|refusal| error("open nftables", &refusal))?;
+        let mut this =
+            Self { socket, bans_max: 1, sets: BTreeSet::new(), shape: Shape::new(), repaired: false };
+        let table = this
+            .ask_table()
+            .map_err(|refusal| error("look for the nftables table inet blocker", &refusal))?;
+        Ok(table.is_some())
+    }
+
     fn capacity(&self) -> u32 {
         u32::try_from(self.bans_max.saturating_add(self.bans_max / 2)).unwrap_or(u32::MAX).max(64)
     }

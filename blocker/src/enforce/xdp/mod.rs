@@ -394,16 +394,32 @@ impl Enforcer for Xdp {
 
     fn close(self: Box<Self>, keep: Keep) -> Result<(), EnforceError> {
         if keep == Keep::Nothing {
-            let gone = fs::read_dir(&self.pins).and_then(|entries| {
-                for entry in entries {
-                    fs::remove_file(entry?.path())?;
-                }
-                fs::remove_dir(&self.pins)
-            });
-            gone.map_err(|error| refused(format!("remove {}", self.pins.display()), error.to_string(), ""))?;
+            remove(self.pins.parent().unwrap_or(&self.pins))?;
         }
         Ok(())
     }
+}
+
+/// Detaches and removes everything pinned below `pin_dir`, of any layout; nothing when there is nothing.
+///
+/// # Errors
+/// When something pinned cannot be removed.
+pub fn remove(pin_dir: &Path) -> Result<(), EnforceError> {
+    let failed = |error: std::io::Error| {
+        refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
+    };
+    for layout in fs::read_dir(pin_dir).into_iter().flatten().flatten() {
+        let is_ours =
+            layout.file_name().to_string_lossy().strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
+        if !is_ours {
+            continue;
+        }
+        for pin in fs::read_dir(layout.path()).map_err(failed)? {
+            fs::remove_file(pin.map_err(failed)?.path()).map_err(failed)?;
+        }
+        fs::remove_dir(layout.path()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Looks at pinned maps without being the agent: for benchmarks.

@@ -1,0 +1,225 @@
+//! What goes into the engine and what comes out of it, as data.
+#![forbid(unsafe_code)]
+
+use std::{net::IpAddr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ledger::Ban, net::Prefix, time::BanTime};
+
+/// An index into [`crate::policy::Policy::sources`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u16);
+
+/// Names the operator's request that a [`Command::Reply`] answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Whether lines arrive as they are written, or were written while nobody read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// A failure counts at its arrival; the log's own time is only evidence.
+    Live,
+    /// A failure counts at its log time, clamped to `[now - findtime, now]`.
+    CatchingUp,
+}
+
+/// What the engine is told.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// A block of whole lines, each ending in a newline (the last one may lack it).
+    Lines {
+        /// Where they come from.
+        source: SourceId,
+        /// The bytes, of any encoding.
+        block: &'a [u8],
+        /// How their time is to be taken.
+        reading: Reading,
+    },
+    /// A person or program asks for something.
+    Operator {
+        /// Comes back in the reply.
+        id: RequestId,
+        /// What is asked.
+        request: Request,
+    },
+    /// What the enforcer made of an earlier [`Command::Enforce`].
+    Applied {
+        /// The change's prefix.
+        prefix: Prefix,
+        /// Whether the kernel took it.
+        ok: bool,
+    },
+    /// Time passed: expire what is over.
+    Tick,
+}
+
+/// What the engine wants done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Write it to the store, durably, before the enforcement that follows it.
+    Record(Change),
+    /// Make the kernel hold it.
+    Enforce(Change),
+    /// Answer a request; everything before it in the queue must have been carried out.
+    Reply(RequestId, Response),
+    /// Tell people.
+    Note(Event),
+}
+
+/// What the kernel, and the store, must do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Drop this prefix until its end; a longer or shorter end replaces the former one.
+    Ban(Ban),
+    /// Stop dropping it.
+    Unban {
+        /// Exactly the prefix of the ban.
+        prefix: Prefix,
+    },
+    /// Never drop it, also when it lies inside a banned prefix.
+    Allow {
+        /// The allowlisted prefix.
+        prefix: Prefix,
+    },
+    /// Take it off the allowlist.
+    Disallow {
+        /// The allowlisted prefix.
+        prefix: Prefix,
+    },
+    /// Lift every ban; the allowlist stays.
+    Flush,
+}
+
+/// What an operator can ask of the engine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Ban a prefix by hand.
+    Ban {
+        /// What to drop.
+        prefix: Prefix,
+        /// For how long.
+        bantime: BanTime,
+        /// Why, for the ledger; may be empty.
+        reason: String,
+    },
+    /// Lift the ban on exactly this prefix, or on the aggregated prefix that covers this address.
+    Unban {
+        /// The prefix or address.
+        prefix: Prefix,
+    },
+    /// Put on the allowlist, lifting bans that lie inside it.
+    Allow {
+        /// The prefix.
+        prefix: Prefix,
+    },
+    /// Take off the allowlist what an operator put there.
+    Disallow {
+        /// The prefix.
+        prefix: Prefix,
+    },
+    /// Lift every ban.
+    Flush,
+}
+
+/// What an operator's request came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// In force now.
+    Banned(Ban),
+    /// These bans were lifted; never empty.
+    Unbanned {
+        /// What was banned.
+        prefixes: Vec<Prefix>,
+    },
+    /// On the allowlist now.
+    Allowed {
+        /// The prefix.
+        prefix: Prefix,
+        /// Bans lifted by it.
+        lifted: Vec<Prefix>,
+    },
+    /// Off the allowlist.
+    Disallowed {
+        /// The prefix.
+        prefix: Prefix,
+    },
+    /// All bans lifted.
+    Flushed {
+        /// How many there were.
+        bans: usize,
+    },
+    /// Not done, and nothing changed.
+    Refused {
+        /// Why, and what to do instead; a sentence for the operator.
+        reason: String,
+    },
+}
+
+/// What people are told as it happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A line was blamed on an address.
+    Failure {
+        /// The jail that counts it.
+        jail: Arc<str>,
+        /// The address in the line.
+        address: IpAddr,
+        /// Failures of its prefix in the jail's window, this one included.
+        count: u32,
+        /// How many of them ban.
+        maxretry: u32,
+    },
+    /// A failure from an allowlisted address, not counted.
+    Allowlisted {
+        /// The jail that would have counted it.
+        jail: Arc<str>,
+        /// The address in the line.
+        address: IpAddr,
+    },
+    /// A failure line whose address is missing (`ip=-`) or can be no attacker's; counted, never guessed.
+    NoAddress {
+        /// The jail whose filter matched.
+        jail: Arc<str>,
+    },
+    /// A ban began or was prolonged.
+    Banned(Ban),
+    /// A ban ended.
+    Unbanned {
+        /// What was banned.
+        prefix: Prefix,
+        /// Why it ended.
+        why: Ending,
+    },
+    /// A ban by a jail was not made, since it would have covered a protected address.
+    Spared {
+        /// What would have been banned.
+        prefix: Prefix,
+        /// The allowlisted or protected prefix.
+        allowed: Prefix,
+    },
+    /// The ban table was full: the automatic ban soonest to expire gave way.
+    GaveWay {
+        /// The ban that was lifted.
+        prefix: Prefix,
+    },
+    /// The ban table is full of manual bans: this one was not made.
+    TableFull {
+        /// The ban that was not made.
+        prefix: Prefix,
+    },
+}
+
+/// Why a ban ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// Its time was over.
+    Expired,
+    /// An operator lifted it.
+    Operator,
+    /// It came to lie inside the allowlist.
+    Allowlisted,
+}
