@@ -303,6 +303,33 @@ fn a_log_that_cannot_be_read_yet_is_waited_for() {
 }
 
 #[test]
+fn lines_sent_to_the_agents_socket_ban_without_a_file() {
+    with_each_backend("lines_sent_to_the_agents_socket_ban_without_a_file", |backend| {
+        let stage = Stage::new();
+        let socket = stage.scratch.join("lines.sock");
+        let mut agent = Agent::new(&stage.scratch, &stage.lan.host, backend);
+        agent.tables(&format!(
+            "[jail.django]\nfilters = [\"django\"]\nmaxretry = 3\nsocket = \"{}\"",
+            socket.display()
+        ));
+        agent.start(binary()).unwrap();
+        let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        for user in ["a", "b", "c"] {
+            let line = format!(
+                "2026-11-24 02:47:40,414 WARNING django.auth login failed ip=198.51.100.66 user=\"{user}\"\n"
+            );
+            sender.send_to(line.as_bytes(), &socket).unwrap();
+        }
+        until_banned(&agent, "198.51.100.66");
+        // A reload keeps the socket, and the agent takes it along when it ends.
+        agent.cli(binary(), &["reload"]).unwrap();
+        sender.send_to(b"not a failure\n", &socket).unwrap();
+        agent.stop();
+        assert!(!socket.exists(), "the socket outlived its agent");
+    });
+}
+
+#[test]
 fn a_bad_reload_changes_nothing_and_a_good_one_takes_effect() {
     with_each_backend("a_bad_reload_changes_nothing_and_a_good_one_takes_effect", |backend| {
         let stage = Stage::new();

@@ -169,18 +169,24 @@ impl Store {
     /// # Errors
     /// When the disk refuses.
     pub fn sync(&mut self) -> Result<(), StoreError> {
-        let failed = |error: io::Error| StoreError {
-            what: format!("put {} on the disk", self.path.display()),
-            cause: error.to_string(),
-            hint: "check the disk's space and health; bans stay in force meanwhile".to_owned(),
+        self.syncer()?.sync()
+    }
+
+    /// What [`Self::sync`] does, for another thread to do: a disk may take long, and lines and packets do not wait.
+    ///
+    /// # Errors
+    /// When the write-ahead log cannot be opened.
+    pub fn syncer(&mut self) -> Result<Syncer, StoreError> {
+        let path = self.path.with_file_name(format!("{FILE}-wal"));
+        let open = || match &self.wal {
+            Some(wal) => wal.try_clone(),
+            None => fs::File::open(&path),
         };
-        let wal = match self.wal.take() {
-            Some(wal) => wal,
-            None => fs::File::open(self.path.with_file_name(format!("{FILE}-wal"))).map_err(failed)?,
-        };
-        wal.sync_data().map_err(failed)?;
-        self.wal = Some(wal);
-        Ok(())
+        let wal = open().map_err(|error| not_on_disk(&path, &error))?;
+        if self.wal.is_none() {
+            self.wal = wal.try_clone().ok();
+        }
+        Ok(Syncer { wal, path })
     }
 
     /// Writes these changes, in order, in one transaction that a killed process has not lost; see [`Self::sync`].
@@ -277,6 +283,31 @@ impl Store {
             cause: error.to_string(),
             hint: "check the disk's space and health; bans stay in force meanwhile".to_owned(),
         }
+    }
+}
+
+/// The open write-ahead log.
+#[derive(Debug)]
+pub struct Syncer {
+    wal: fs::File,
+    path: PathBuf,
+}
+
+impl Syncer {
+    /// Puts what was recorded before this call on the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.wal.sync_data().map_err(|error| not_on_disk(&self.path, &error))
+    }
+}
+
+fn not_on_disk(path: &Path, error: &io::Error) -> StoreError {
+    StoreError {
+        what: format!("put {} on the disk", path.display()),
+        cause: error.to_string(),
+        hint: "check the disk's space and health; bans stay in force meanwhile".to_owned(),
     }
 }
 

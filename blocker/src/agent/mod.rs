@@ -143,6 +143,11 @@ struct Agent {
     /// What is not as it should be, by the part it concerns; shown by `status` until it is mended.
     degraded: Degraded,
     warnings: Vec<String>,
+    /// Whether a sync runs on another thread, whether there is more to sync since, and where its outcome is sent.
+    syncing: bool,
+    sync_again: bool,
+    synced: mpsc::UnboundedSender<Result<(), StoreError>>,
+    sync_outcomes: Option<mpsc::UnboundedReceiver<Result<(), StoreError>>>,
 }
 
 /// What is wrong right now.
@@ -166,7 +171,13 @@ impl Agent {
             .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
         let warnings = config.warnings.iter().map(ToString::to_string).chain(stored.notes).collect();
         let engine = Engine::new(now(), config.policy.clone(), stored.bans, stored.allow);
+        // At most one outcome is under way.
+        let (synced, sync_outcomes) = mpsc::unbounded_channel();
         let mut agent = Self {
+            syncing: false,
+            sync_again: false,
+            synced,
+            sync_outcomes: Some(sync_outcomes),
             options: options.clone(),
             sockets: Vec::new(),
             engine,
@@ -196,6 +207,7 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate()).map_err(start("watch for SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start("watch for SIGINT"))?;
         let mut hangup = signal(SignalKind::hangup()).map_err(start("watch for SIGHUP"))?;
+        let Some(mut sync_outcomes) = self.sync_outcomes.take() else { return Ok(()) };
         let files_ready = watched(self.files.as_fd()).map_err(start("watch log files"))?;
 
         self.announce();
@@ -227,6 +239,7 @@ impl Agent {
                 }
                 () = socket_ready(&self.sockets) => self.poll_sockets(),
                 Some(pending) = called.recv() => self.call(pending),
+                Some(outcome) = sync_outcomes.recv() => self.sync_done(outcome),
                 _ = hangup.recv() => {
                     let _said = self.reload();
                 }
@@ -249,6 +262,7 @@ impl Agent {
             self.drain();
         }
         self.save_positions();
+        let _said = self.sync();
         info!("stopping; the kernel keeps dropping {} bans (`blocker flush` lifts them)", self.engine.bans());
         self.enforcer.close(Keep::InForce).unwrap_or_else(|error| error!("let go of the kernel: {error}"));
         Ok(())
@@ -395,7 +409,12 @@ impl Agent {
         // Written ahead, so that a killed agent knows what it enforced; on the disk before anybody is told it is done.
         let recorded = if records.is_empty() { Ok(()) } else { self.record(&records) };
         let enforced = if changes.is_empty() { Ok(()) } else { self.enforce(&changes) };
-        let recorded = if records.is_empty() { Ok(()) } else { recorded.and_then(|()| self.sync()) };
+        let recorded = match (records.is_empty(), replies.is_empty()) {
+            (true, _) => Ok(()),
+            (false, true) => recorded.map(|()| self.sync_soon()),
+            // Whoever asked is told when it is on the disk.
+            (false, false) => recorded.and_then(|()| self.sync()),
+        };
         notes.iter().for_each(note);
         for (id, response) in replies {
             let Some(reply) = self.waiting.remove(&id) else { continue };
@@ -413,6 +432,35 @@ impl Agent {
     fn sync(&mut self) -> Result<(), String> {
         let outcome = self.store.sync();
         self.on_disk(outcome)
+    }
+
+    /// Syncs on another thread, one sync at a time: those asked for while one runs are one more.
+    fn sync_soon(&mut self) {
+        if self.syncing {
+            self.sync_again = true;
+            return;
+        }
+        match self.store.syncer() {
+            Ok(syncer) => {
+                self.syncing = true;
+                let synced = self.synced.clone();
+                tokio::task::spawn_blocking(move || {
+                    // The loop may have ended meanwhile.
+                    let _gone = synced.send(syncer.sync());
+                });
+            }
+            Err(error) => {
+                let _said = self.on_disk(Err(error));
+            }
+        }
+    }
+
+    fn sync_done(&mut self, outcome: Result<(), StoreError>) {
+        self.syncing = false;
+        let done = self.on_disk(outcome).is_ok();
+        if std::mem::take(&mut self.sync_again) && done {
+            self.sync_soon();
+        }
     }
 
     fn on_disk(&mut self, outcome: Result<(), StoreError>) -> Result<(), String> {
