@@ -303,6 +303,31 @@ fn a_log_that_cannot_be_read_yet_is_waited_for() {
 }
 
 #[test]
+fn a_reader_of_the_agents_log_that_stops_reading_stops_nobody() {
+    with_each_backend("a_reader_of_the_agents_log_that_stops_reading_stops_nobody", |backend| {
+        let stage = Stage::new();
+        let mut agent = Agent::new(&stage.scratch, &stage.lan.host, backend);
+        agent.jail("sshd", &stage.log, "maxretry = 3");
+        let mut unread = None;
+        agent.start_with(binary(), |stderr| unread = Some(stderr)).unwrap();
+        // More than a pipe and the queue before it hold, and then, in a later turn of the loop, the attacker.
+        for network in 0..12 {
+            for last in 0..250 {
+                stage.fail(format!("203.0.{network}.{last}").parse().unwrap(), 3);
+            }
+        }
+        thread::sleep(Duration::from_millis(500));
+        stage.fail(stage.lan.clients[ATTACKER].v4, 3);
+        until_banned(&agent, "198.51.100.66");
+        let lost =
+            || agent.json(binary(), &["status"]).ok()?["log_lines_dropped"].as_u64().filter(|lost| *lost > 0);
+        wait_for(SOON, lost).expect("lines of the agent's own log given up are counted");
+        drop(unread);
+        stage.expect(HONEST, v4(), true);
+    });
+}
+
+#[test]
 fn lines_sent_to_the_agents_socket_ban_without_a_file() {
     with_each_backend("lines_sent_to_the_agents_socket_ban_without_a_file", |backend| {
         let stage = Stage::new();

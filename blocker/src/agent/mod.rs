@@ -59,6 +59,8 @@ pub struct Options {
     pub backend: Option<Backend>,
     /// Overrides `[enforce] interfaces` when not empty.
     pub interfaces: Vec<String>,
+    /// Counts the lines of the agent's own log that nobody took in time.
+    pub log_unwritten: tracing_appender::non_blocking::ErrorCounter,
 }
 
 /// Why the agent did not start.

@@ -86,6 +86,7 @@ impl Agent {
             allowed: self.engine.allowed(),
             allowed_by_operators: self.engine.operator_allow(),
             rss_bytes: rss_bytes(),
+            log_lines_dropped: self.options.log_unwritten.dropped_lines() as u64,
             warnings,
         };
         serde_json::to_value(status).map_err(|error| CallError::failed(&error.to_string()))

@@ -28,6 +28,9 @@ pub const DEFAULT_SOCKET: &str = "/run/blocker/blocker.sock";
 /// The configuration read when none is named.
 pub const DEFAULT_CONFIG: &str = "/etc/blocker/blocker.toml";
 
+/// Lines of the agent's own log that wait for whoever reads it.
+const LOG_LINES_WAITING_MAX: usize = 8_192;
+
 /// Exit codes beyond 0, 1 and clap's 2, as sysexits.h names them.
 mod exit {
     /// EX_UNAVAILABLE: no agent.
@@ -129,7 +132,7 @@ fn ban_time(text: &str) -> Result<String, String> {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.verb {
-        Verb::Run { config, interfaces, backend } => run(&agent::Options { config, backend, interfaces }),
+        Verb::Run { config, interfaces, backend } => run(config, interfaces, backend),
         Verb::Check { config } => check::check(&config, cli.json),
         Verb::Flush { yes: false } => {
             complain("this lifts every ban, also permanent ones; say `blocker flush --yes` if that is meant");
@@ -139,13 +142,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(options: &agent::Options) -> ExitCode {
+fn run(config: PathBuf, interfaces: Vec<String>, backend: Option<Backend>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BLOCKER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A thread of its own writes, and drops what nobody reads: a stalled reader stops no decision.
+    let (writer, _flushed_on_drop) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES_WAITING_MAX)
+        .lossy(true)
+        .finish(std::io::stderr());
+    let options = agent::Options { config, backend, interfaces, log_unwritten: writer.error_counter() };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
-    match agent::run(options) {
+    match agent::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(agent::Error::Config(errors)) => {
             complain(&errors.to_string());

@@ -72,6 +72,9 @@ fn status(status: &Status) -> String {
     );
     let allowed: Vec<String> = status.allowed.iter().map(ToString::to_string).collect();
     line("allowed", if allowed.is_empty() { "nobody".to_owned() } else { allowed.join(", ") });
+    if status.log_lines_dropped > 0 {
+        line("own log", format!("{} lines lost: whoever reads it is too slow", status.log_lines_dropped));
+    }
     for warning in &status.warnings {
         line("warning", clean(warning));
     }

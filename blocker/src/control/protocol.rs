@@ -224,6 +224,8 @@ pub struct Status {
     pub allowed_by_operators: Vec<Prefix>,
     /// The agent's resident memory, in bytes.
     pub rss_bytes: u64,
+    /// Lines of the agent's own log that its reader was too slow for.
+    pub log_lines_dropped: u64,
     /// What the operator should know of the configuration.
     pub warnings: Vec<String>,
 }
