@@ -1,5 +1,5 @@
-//! Embeds the XDP program when `cargo xtask build` left one that was made from these sources; else none, and the
-//! binary is built without it.
+//! Embeds the shipped filters, and the XDP program when `cargo xtask build` left one that was made from these sources;
+//! else none, and the binary is built without it.
 
 use std::{
     env, fs, io,
@@ -23,7 +23,23 @@ fn main() -> io::Result<()> {
     };
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     // The loader reads the object in place, as an ELF file.
-    fs::write(out.join("xdp_object.rs"), text)
+    fs::write(out.join("xdp_object.rs"), text)?;
+    fs::write(out.join("built_in_filters.rs"), filters(&workspace.join("config/filters"))?)
+}
+
+/// Every `NAME.toml` in `dir` as a slice of names and texts, in order of the names.
+fn filters(dir: &Path) -> io::Result<String> {
+    println!("cargo::rerun-if-changed={}", dir.display());
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    paths.sort_unstable_by(|a, b| a.file_stem().cmp(&b.file_stem()));
+    let mut text = "&[\n".to_owned();
+    for path in paths {
+        let name = path.file_stem().unwrap_or_default();
+        text += &format!("    ({name:?}, include_str!({:?})),\n", path.canonicalize()?);
+    }
+    Ok(text + "]\n")
 }
 
 include!("../xtask/src/fingerprint.rs");

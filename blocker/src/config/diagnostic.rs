@@ -334,6 +334,9 @@ pub(super) fn printable(text: &str) -> String {
     text.trim_end_matches('\r').chars().map(harmless).collect()
 }
 
+/// Names shown to somebody who named none of them.
+const SUGGESTED_MAX: usize = 12;
+
 /// `did you mean ...?` for a misspelt word, or the list of what there is.
 pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
@@ -342,6 +345,12 @@ pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     match best {
         Some(best) if likeness(&best) >= 0.8 || strsim::damerau_levenshtein(word, best) <= 2 => {
             format!("did you mean `{best}`?")
+        }
+        Some(_) if known.len() > SUGGESTED_MAX => {
+            let mut nearest = known.clone();
+            nearest.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
+            nearest.truncate(SUGGESTED_MAX);
+            format!("known here: {} and {} more", nearest.join(", "), known.len() - SUGGESTED_MAX)
         }
         Some(_) => format!("known here: {}", known.join(", ")),
         None => String::new(),

@@ -22,13 +22,8 @@ use crate::{
     net::parse_address,
 };
 
-/// The shipped filters: name and TOML text.
-pub const BUILT_IN: &[(&str, &str)] = &[
-    ("django", include_str!("../../../config/filters/django.toml")),
-    ("django-login-fail", include_str!("../../../config/filters/django-login-fail.toml")),
-    ("nginx-http-auth", include_str!("../../../config/filters/nginx-http-auth.toml")),
-    ("sshd", include_str!("../../../config/filters/sshd.toml")),
-];
+/// The shipped filters by name, each with its TOML text: every file in `config/filters`.
+pub const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/built_in_filters.rs"));
 
 const KEYS: &[&str] = &["description", "failregex", "ignoreregex", "noaddress", "prefregex", "sample"];
 const SAMPLE_KEYS: &[&str] = &["line", "host", "user"];
