@@ -1,6 +1,6 @@
 //! `cargo xtask VERB`: sets up, builds, shows, tests and measures blocker.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use xtask::{bench, build, check, demo, lab::agent::Backend, run, setup, test};
@@ -60,8 +60,19 @@ enum Verb {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    match run_verb(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of causes is for the reader; a backtrace is not.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_verb(verb: Verb) -> anyhow::Result<()> {
+    match verb {
         Verb::Setup { print } => setup::run(&setup::ALL, print),
         Verb::Build { release } => {
             build::run(if release { build::Profile::Release } else { build::Profile::Debug })

@@ -98,7 +98,8 @@ impl Installer {
         self.step(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
     }
 
-    /// A nightly Rust with its source where rustup can have one, else the distribution's Rust with its source.
+    /// A nightly Rust with its source where rustup can have one and the distribution has that nightly's LLVM, else the
+    /// distribution's Rust with its source.
     fn bpf(&self) -> Result<()> {
         if find_toolchain().is_none() {
             let mut nightly = Command::new("rustup");
@@ -115,7 +116,7 @@ impl Installer {
                 || self.step(&mut nightly).is_err()
                 || (find_toolchain().is_none() && !self.print_only)
             {
-                println!("setup: rustup has no Rust source for BPF here; taking the distribution's Rust");
+                println!("setup: no nightly Rust can build for BPF here; taking the distribution's Rust");
                 self.packages(&distribution_rust()?)?;
             }
         }
@@ -128,7 +129,7 @@ impl Installer {
             return Ok(());
         }
         let llvm = toolchain.llvm;
-        let packages = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"), "libzstd-dev".to_owned()];
+        let packages = [llvm_package(llvm), format!("libpolly-{llvm}-dev"), "libzstd-dev".to_owned()];
         let missing: Vec<String> = packages.into_iter().filter(|package| !is_installed(package)).collect();
         self.packages(&missing)?;
         let mut install = Command::new("cargo");
@@ -164,8 +165,25 @@ fn candidate(package: &str) -> Option<String> {
     (version != "(none)").then_some(version)
 }
 
-/// The toolchain that can build `core` for BPF, if there is one.
+/// The toolchain that can build `core` for BPF, if there is one: one whose `bpf-linker` is built already, else one whose
+/// LLVM can be had. A nightly is often ahead of every LLVM that the distribution has.
 pub fn find_toolchain() -> Option<BpfToolchain> {
+    let mut toolchains = toolchains();
+    let at = toolchains.iter().position(|toolchain| linker(toolchain.llvm).is_some()).or_else(|| {
+        toolchains.iter().position(|toolchain| {
+            let package = llvm_package(toolchain.llvm);
+            is_installed(&package) || candidate(&package).is_some()
+        })
+    })?;
+    Some(toolchains.swap_remove(at))
+}
+
+fn llvm_package(llvm: u32) -> String {
+    format!("llvm-{llvm}-dev")
+}
+
+/// Every Rust here that has the source of `core`.
+fn toolchains() -> Vec<BpfToolchain> {
     let with_source = |rustc: &mut Command| {
         let sysroot = output_of(rustc.args(["--print", "sysroot"]))?;
         Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir().then_some(())
@@ -186,7 +204,7 @@ pub fn find_toolchain() -> Option<BpfToolchain> {
         let llvm = llvm_of(&mut Command::new(&rustc))?;
         cargo.exists().then_some(BpfToolchain { cargo, cargo_args: Vec::new(), rustc: Some(rustc), llvm })
     };
-    nightly().or_else(distribution)
+    nightly().into_iter().chain(distribution()).collect()
 }
 
 fn llvm_of(rustc: &mut Command) -> Option<u32> {
