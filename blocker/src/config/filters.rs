@@ -18,14 +18,23 @@ use super::{
     reader::{Reader, Table},
 };
 use crate::{
-    filter::{Dialect, Filter, FilterSpec, Sample},
+    filter::{Dialect, Filter, FilterSpec, Sample, SourceKind},
     net::parse_address,
 };
 
 /// The shipped filters by name, each with its TOML text: every file in `config/filters`.
 pub const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/built_in_filters.rs"));
 
-const KEYS: &[&str] = &["description", "failregex", "ignoreregex", "noaddress", "prefregex", "sample"];
+const KEYS: &[&str] = &[
+    "description",
+    "failregex",
+    "ignoreregex",
+    "newline_safe",
+    "noaddress",
+    "observe",
+    "prefregex",
+    "sample",
+];
 const SAMPLE_KEYS: &[&str] = &["line", "host", "user"];
 
 /// Reads the text of a native filter file; the name is the stem of `path`.
@@ -62,6 +71,16 @@ fn read(doc: &Document, findings: &mut Findings) -> FilterSpec {
     spec.noaddress = reader.patterns(table, "noaddress");
     if let Some((text, span)) = reader.text(table, "prefregex") {
         spec.prefregex = Some(crate::filter::Pattern { text: text.to_owned(), at: doc.place(span.start) });
+    }
+    spec.observe = reader.boolean(table, "observe").is_some_and(|(observe, _)| observe);
+    for (text, span) in reader.texts(table, "newline_safe").unwrap_or_default() {
+        match SourceKind::NAMES.iter().find(|(name, _)| *name == text) {
+            Some((_, kind)) => spec.newline_safe.push(*kind),
+            None => {
+                let hint = suggest(text, SourceKind::NAMES.iter().map(|(name, _)| *name));
+                reader.error(span, "newline_safe", format!("there is no kind of source {text:?}"), &hint);
+            }
+        }
     }
     if spec.failregex.is_empty() && reader.findings.errors() == 0 {
         let hint = "add failregex = ['...<ADDR>...']";

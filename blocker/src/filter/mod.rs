@@ -47,8 +47,30 @@ pub struct FilterSpec {
     pub noaddress: Vec<Pattern>,
     /// Must match first; its `<F-CONTENT>` is what `failregex` sees.
     pub prefregex: Option<Pattern>,
+    /// Kinds of source in which the daemon's lines are lines: attacker's text cannot bring a line break of its own. In
+    /// any other kind a whole line may be forged.
+    pub newline_safe: Vec<SourceKind>,
+    /// Its failures are counted and reported, and ban nobody: the address in them can be spoofed.
+    pub observe: bool,
     /// Lines that must or must not match.
     pub samples: Vec<Sample>,
+}
+
+/// What kind of place lines come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A log file that the daemon writes itself.
+    File,
+    /// The journal, or a file that a syslog daemon writes: entries are framed, and line breaks in them escaped.
+    Journal,
+    /// A socket of ours: one message, one line.
+    Socket,
+}
+
+impl SourceKind {
+    /// Every kind with its name in a filter file.
+    pub const NAMES: [(&str, Self); 3] =
+        [("file", Self::File), ("journal", Self::Journal), ("socket", Self::Socket)];
 }
 
 /// A pattern and where it stands.
@@ -146,6 +168,10 @@ pub struct Filter {
     pub name: Arc<str>,
     /// One sentence, or empty.
     pub description: String,
+    /// Kinds of source in which no whole line can be forged.
+    pub newline_safe: Vec<SourceKind>,
+    /// Its failures ban nobody.
+    pub observe: bool,
     /// Lines that must or must not match.
     pub samples: Vec<Sample>,
     failregex: Vec<Compiled>,
@@ -190,6 +216,8 @@ impl Filter {
             prefregex,
             name: spec.name.into(),
             description: spec.description,
+            newline_safe: spec.newline_safe,
+            observe: spec.observe,
             samples: spec.samples,
         })
     }
