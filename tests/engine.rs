@@ -48,15 +48,15 @@ fn policy(allow: &[&str], protected: &[&str]) -> Policy {
         findtime: Duration::from_secs(600),
         bantime: BanTime::For(Duration::from_secs(100)),
         ignoreip: vec![prefix("192.0.2.200")],
-        ipv6_prefix: 64,
+        ..Jail::default()
     };
     Policy {
         jails: vec![jail],
         sources: vec![SourceSpec::File("/log".into())],
         allow: allow.iter().map(|text| prefix(text)).collect(),
         protected: protected.iter().map(|text| prefix(text)).collect(),
-        limits: Limits { bans_max: 8, tracked_max: 16 },
-        utc_offset_secs: 0,
+        limits: Limits { bans_max: 8, tracked_max: 16, offenders_max: 16 },
+        ..Policy::default()
     }
 }
 

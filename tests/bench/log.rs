@@ -170,8 +170,7 @@ fn ours(log: &Log, text: &[u8]) -> (Duration, u64) {
         maxretry: 1_000,
         findtime: Duration::from_secs(600),
         bantime: BanTime::Permanent,
-        ignoreip: Vec::new(),
-        ipv6_prefix: 64,
+        ..Jail::default()
     };
     let policy = Policy {
         jails: vec![jail],

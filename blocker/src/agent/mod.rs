@@ -567,7 +567,7 @@ fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
     specs
         .filter_map(|(index, spec)| match spec {
             SourceSpec::File(path) => Some((SourceId(u16::try_from(index).ok()?), path.clone())),
-            SourceSpec::Socket(_) => None,
+            SourceSpec::Socket(_) | SourceSpec::Ledger => None,
         })
         .collect()
 }

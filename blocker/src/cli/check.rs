@@ -70,6 +70,7 @@ fn sources(config: &Config, jail: &Jail) -> Vec<String> {
         .map(|spec| match spec {
             SourceSpec::File(path) => path.display().to_string(),
             SourceSpec::Socket(path) => format!("{} (socket)", path.display()),
+            SourceSpec::Ledger => "bans by other jails".to_owned(),
         })
         .collect()
 }

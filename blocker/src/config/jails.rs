@@ -10,7 +10,7 @@ use crate::{
     engine::SourceId,
     filter::{Filter, Place},
     net::Prefix,
-    policy::{Jail, SourceSpec},
+    policy::{ActionSpec, Escalation, IgnoreCommand, Jail, PortSpec, SourceSpec},
     time::{BanTime, span_text},
 };
 
@@ -97,6 +97,13 @@ pub(super) struct Rules {
     pub(super) bantime: Placed<BanTime>,
     pub(super) ignoreip: Placed<Vec<Prefix>>,
     pub(super) ipv6_prefix: Placed<u8>,
+    pub(super) escalation: Placed<Option<Arc<Escalation>>>,
+    pub(super) ignorecommand: Placed<Option<Arc<IgnoreCommand>>>,
+    pub(super) ignoreself: Placed<bool>,
+    pub(super) observe: Placed<bool>,
+    pub(super) actions: Placed<Vec<Arc<ActionSpec>>>,
+    pub(super) maxmatches: Placed<u32>,
+    pub(super) ports: Option<PortSpec>,
 }
 
 impl Rules {
@@ -108,6 +115,13 @@ impl Rules {
             bantime: Placed::default(BanTime::For(bantime)),
             ignoreip: Placed::default(Vec::new()),
             ipv6_prefix: Placed::default(64),
+            escalation: Placed::default(None),
+            ignorecommand: Placed::default(None),
+            ignoreself: Placed::default(true),
+            observe: Placed::default(false),
+            actions: Placed::default(Vec::new()),
+            maxmatches: Placed::default(5),
+            ports: None,
         }
     }
 
@@ -170,6 +184,13 @@ impl Jails {
                 bantime: draft.rules.bantime.value,
                 ignoreip: draft.rules.ignoreip.value.clone(),
                 ipv6_prefix: draft.rules.ipv6_prefix.value,
+                escalation: draft.rules.escalation.value.clone(),
+                ignore_command: draft.rules.ignorecommand.value.clone(),
+                ignoreself: draft.rules.ignoreself.value,
+                observe: draft.rules.observe.value,
+                actions: draft.rules.actions.value.clone(),
+                maxmatches: draft.rules.maxmatches.value,
+                ports: draft.rules.ports.clone(),
             });
         }
         self.reports.push(JailReport {

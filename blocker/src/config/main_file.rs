@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     filter::{Filter, FilterSpec},
-    policy::{Limits, Policy},
+    policy::Policy,
 };
 
 /// How long a ban lasts where nothing says otherwise.
@@ -51,14 +51,7 @@ const JAIL_KEYS: &[&str] = &[
 pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
     let mut config = Config {
         path: doc.path.clone(),
-        policy: Policy {
-            jails: Vec::new(),
-            sources: Vec::new(),
-            allow: Vec::new(),
-            protected: Vec::new(),
-            limits: Limits::default(),
-            utc_offset_secs: 0,
-        },
+        policy: Policy::default(),
         enforce: EnforceConfig {
             backend: Backend::Auto,
             interfaces: Interfaces::Auto,

@@ -1,0 +1,165 @@
+//! What the engine is to do, as data: the configuration after everything in it was checked.
+#![forbid(unsafe_code)]
+
+use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{engine::SourceId, filter::Filter, net::Prefix, time::BanTime};
+
+mod action;
+mod escalation;
+mod formula;
+
+pub use action::{
+    ACTION_TIMEOUT, ActionSpec, CommandLine, IGNORE_TIMEOUT, IgnoreCache, IgnoreCommand, TIMEOUT_MAX,
+};
+pub use escalation::{Escalation, MULTIPLIERS_MAX};
+pub use formula::{FORMULA_BYTES_MAX, FORMULA_DEFAULT, FORMULA_DEPTH_MAX, Formula, FormulaError, Known};
+
+/// Most lines that may be kept with the failures of one address.
+pub const MATCHES_MAX: u32 = 100;
+
+/// Everything the engine decides by.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The enabled jails.
+    pub jails: Vec<Jail>,
+    /// Every source some jail reads, each once; [`SourceId`] is an index into it.
+    pub sources: Vec<SourceSpec>,
+    /// Addresses never dropped: the configured allowlist.
+    pub allow: Vec<Prefix>,
+    /// What blocker adds by itself: own addresses, default gateways, resolvers. Never dropped either.
+    pub protected: Vec<Prefix>,
+    /// Bounds on what is kept.
+    pub limits: Limits,
+    /// How long after a ban began, and at least until it ended, it counts as an earlier ban; fail2ban's `dbpurgeage`.
+    pub remember: Duration,
+    /// Seconds that local time is ahead of UTC, for log dates that name no zone.
+    pub utc_offset_secs: i32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            jails: Vec::new(),
+            sources: Vec::new(),
+            allow: Vec::new(),
+            protected: Vec::new(),
+            limits: Limits::default(),
+            remember: REMEMBER,
+            utc_offset_secs: 0,
+        }
+    }
+}
+
+/// How long earlier bans are remembered where nobody says. fail2ban's day is too short for its own `recidive`.
+pub const REMEMBER: Duration = Duration::from_secs(30 * 86_400);
+
+/// Sources, filters, and when to ban.
+#[derive(Clone, Debug)]
+pub struct Jail {
+    /// Its name, unique.
+    pub name: Arc<str>,
+    /// What it reads.
+    pub sources: Vec<SourceId>,
+    /// What makes a line a failure; the first filter that matches wins.
+    pub filters: Vec<Arc<Filter>>,
+    /// This many failures within `findtime` ban; at least 1.
+    pub maxretry: u32,
+    /// The window in which failures add up.
+    pub findtime: Duration,
+    /// How long a ban lasts.
+    pub bantime: BanTime,
+    /// Addresses this jail does not count.
+    pub ignoreip: Vec<Prefix>,
+    /// IPv6 attackers are counted and banned by their prefix of this length (1 to 128), since they rotate inside it.
+    pub ipv6_prefix: u8,
+    /// How bans of those who were banned before grow; `None`: they do not.
+    pub escalation: Option<Arc<Escalation>>,
+    /// Whom to ask before a ban.
+    pub ignore_command: Option<Arc<IgnoreCommand>>,
+    /// Whether failures of this host's own addresses are left out. They are never banned in any case.
+    pub ignoreself: bool,
+    /// Whether it counts and reports only, and bans nobody.
+    pub observe: bool,
+    /// What to run for its bans.
+    pub actions: Vec<Arc<ActionSpec>>,
+    /// So many of the last matched lines are kept for actions that want them.
+    pub maxmatches: u32,
+    /// What a ban is about where it is not every port. Not enforced: every ban is on all ports.
+    pub ports: Option<PortSpec>,
+}
+
+impl Default for Jail {
+    /// fail2ban's defaults, with no name, sources or filters.
+    fn default() -> Self {
+        Self {
+            name: "".into(),
+            sources: Vec::new(),
+            filters: Vec::new(),
+            maxretry: 5,
+            findtime: Duration::from_secs(600),
+            bantime: BanTime::For(Duration::from_secs(600)),
+            ignoreip: Vec::new(),
+            ipv6_prefix: 64,
+            escalation: None,
+            ignore_command: None,
+            ignoreself: true,
+            observe: false,
+            actions: Vec::new(),
+            maxmatches: 0,
+            ports: None,
+        }
+    }
+}
+
+/// The ports and protocols that a jail guards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Each once.
+    pub protocols: Vec<Protocol>,
+    /// Ports of those protocols that have ports; empty for all.
+    pub ports: Vec<RangeInclusive<u16>>,
+}
+
+/// A protocol above IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// DCCP.
+    Dccp,
+    /// ICMP, or ICMPv6 with IPv6.
+    Icmp,
+}
+
+/// Where lines come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SourceSpec {
+    /// A log file by path; the last component may be a glob pattern (`*`, `?`).
+    File(PathBuf),
+    /// A unix datagram socket that applications write lines to.
+    Socket(PathBuf),
+    /// Our own ledger: each ban opened by another jail counts as one failure of its prefix.
+    Ledger,
+}
+
+/// Bounds, each counted when it bites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bans at once; default 65,536.
+    pub bans_max: usize,
+    /// (jail, prefix) pairs whose failures are tracked at once; default 131,072.
+    pub tracked_max: usize,
+    /// (prefix, jail) pairs whose earlier bans are remembered; default 65,536.
+    pub offenders_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bans_max: 65_536, tracked_max: 131_072, offenders_max: 65_536 }
+    }
+}
