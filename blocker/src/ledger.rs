@@ -74,6 +74,8 @@ pub struct Ledger {
     bans: BTreeMap<Prefix, Ban>,
     by_end: BTreeSet<(Until, Prefix)>,
     automatic_by_end: BTreeSet<(Until, Prefix)>,
+    /// How many bans of each (family is IPv4, length): every failure asks what covers it, and few lengths are in use.
+    lengths: BTreeMap<(bool, u8), usize>,
     bans_max: usize,
 }
 
@@ -99,6 +101,7 @@ impl Ledger {
         if ban.origin != Origin::Operator {
             self.automatic_by_end.insert((ban.until, ban.prefix));
         }
+        *self.lengths.entry(length_of(ban.prefix)).or_default() += 1;
         self.bans.insert(ban.prefix, ban);
         Opened::Yes { gave_way }
     }
@@ -108,6 +111,12 @@ impl Ledger {
         let ban = self.bans.remove(&prefix)?;
         self.by_end.remove(&(ban.until, prefix));
         self.automatic_by_end.remove(&(ban.until, prefix));
+        if let Some(count) = self.lengths.get_mut(&length_of(prefix)) {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length_of(prefix));
+            }
+        }
         Some(ban)
     }
 
@@ -132,8 +141,12 @@ impl Ledger {
 
     /// The narrowest ban that covers all of `prefix`.
     pub fn covering(&self, prefix: Prefix) -> Option<&Ban> {
-        let wider = |length| Prefix::new(prefix.address(), length);
-        (0..=prefix.length()).rev().filter_map(wider).find_map(|prefix| self.bans.get(&prefix))
+        let v4 = prefix.address().is_ipv4();
+        self.lengths
+            .range((v4, 0)..=(v4, prefix.length()))
+            .rev()
+            .filter_map(|((_, length), _)| Prefix::new(prefix.address(), *length))
+            .find_map(|wider| self.bans.get(&wider))
     }
 
     /// All bans, by prefix.
@@ -150,6 +163,10 @@ impl Ledger {
     pub fn is_empty(&self) -> bool {
         self.bans.is_empty()
     }
+}
+
+fn length_of(prefix: Prefix) -> (bool, u8) {
+    (prefix.address().is_ipv4(), prefix.length())
 }
 
 #[cfg(test)]
@@ -180,6 +197,22 @@ mod tests {
         ledger.open(ban(4, Some(5), Origin::Operator));
         assert_eq!(ledger.open(ban(5, None, jail())), Opened::Full);
         assert_eq!(ledger.len(), 2);
+    }
+
+    #[test]
+    fn the_narrowest_ban_that_covers_is_found_and_none_that_ended() {
+        let mut ledger = Ledger::new(9);
+        let wide: Prefix = "203.0.113.0/24".parse().unwrap();
+        let host = Prefix::host([203, 0, 113, 1].into());
+        ledger.open(Ban { prefix: wide, ..ban(0, None, Origin::Operator) });
+        ledger.open(ban(1, None, Origin::Operator));
+        let covering = |ledger: &Ledger, prefix| ledger.covering(prefix).map(|ban| ban.prefix);
+        assert_eq!(covering(&ledger, host), Some(host));
+        ledger.close(host);
+        assert_eq!(covering(&ledger, host), Some(wide));
+        assert_eq!(covering(&ledger, "203.0.112.0/23".parse().unwrap()), None);
+        ledger.close(wide);
+        assert_eq!(covering(&ledger, host), None);
     }
 
     #[test]

@@ -84,32 +84,51 @@ impl Prefix {
 
     /// Whether every address of `other` lies inside.
     pub fn covers(self, other: Self) -> bool {
-        self.length <= other.length && Self::new(other.address, self.length) == Some(self)
+        self.length <= other.length && self.agrees(other, self.length)
+    }
+
+    /// Whether the first `length` bits are the same, in the same family.
+    fn agrees(self, other: Self, length: u8) -> bool {
+        let skipped = u32::from(self.length_max() - length);
+        match (self.address, other.address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                (a.to_bits() ^ b.to_bits()).checked_shr(skipped).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => {
+                (a.to_bits() ^ b.to_bits()).checked_shr(skipped).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
     }
 
     /// Whether the two share an address.
     pub fn overlaps(self, other: Self) -> bool {
-        self.covers(other) || other.covers(self)
+        self.agrees(other, self.length.min(other.length))
     }
 
     /// Why this range must never be banned, or `None` when it may be: unspecified, loopback, link-local, multicast
     /// and broadcast addresses (RFC 6890) are no attackers, and banning them would cut the host off from itself.
     pub fn unbannable(self) -> Option<&'static str> {
-        const NEVER: [(&str, &str); 9] = [
-            ("0.0.0.0/8", "\"this network\" (0.0.0.0/8)"),
-            ("127.0.0.0/8", "loopback (127.0.0.0/8)"),
-            ("169.254.0.0/16", "link-local (169.254.0.0/16)"),
-            ("224.0.0.0/4", "multicast (224.0.0.0/4)"),
-            ("255.255.255.255", "broadcast"),
-            ("::/128", "unspecified (::)"),
-            ("::1/128", "loopback (::1)"),
-            ("fe80::/10", "link-local (fe80::/10)"),
-            ("ff00::/8", "multicast (ff00::/8)"),
+        // Every failure asks this, so nothing is parsed here.
+        const fn v4(a: u8, b: u8, length: u8) -> Prefix {
+            Prefix { address: IpAddr::V4(Ipv4Addr::new(a, b, 0, 0)), length }
+        }
+        const fn v6(first: u16, last: u16, length: u8) -> Prefix {
+            Prefix { address: IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last)), length }
+        }
+        const BROADCAST: Prefix = Prefix { address: IpAddr::V4(Ipv4Addr::BROADCAST), length: 32 };
+        const NEVER: [(Prefix, &str); 9] = [
+            (v4(0, 0, 8), "\"this network\" (0.0.0.0/8)"),
+            (v4(127, 0, 8), "loopback (127.0.0.0/8)"),
+            (v4(169, 254, 16), "link-local (169.254.0.0/16)"),
+            (v4(224, 0, 4), "multicast (224.0.0.0/4)"),
+            (BROADCAST, "broadcast"),
+            (v6(0, 0, 128), "unspecified (::)"),
+            (v6(0, 1, 128), "loopback (::1)"),
+            (v6(0xfe80, 0, 10), "link-local (fe80::/10)"),
+            (v6(0xff00, 0, 8), "multicast (ff00::/8)"),
         ];
-        NEVER.iter().find_map(|(range, why)| {
-            let range: Self = range.parse().ok()?;
-            self.overlaps(range).then_some(*why)
-        })
+        NEVER.iter().find_map(|(range, why)| self.overlaps(*range).then_some(*why))
     }
 }
 
