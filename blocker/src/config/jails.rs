@@ -127,6 +127,10 @@ impl Rules {
 
     fn settings(&self) -> Vec<Setting> {
         let ignored: Vec<String> = self.ignoreip.value.iter().map(ToString::to_string).collect();
+        let actions: Vec<&str> = self.actions.value.iter().map(|action| &*action.name).collect();
+        let escalation = self.escalation.value.as_ref().map_or_else(|| "off".to_owned(), ToString::to_string);
+        let ignorecommand =
+            self.ignorecommand.value.as_ref().map_or_else(String::new, |asked| asked.command.to_string());
         let setting = |key, value, at: &Option<Place>| Setting { key, value, at: at.clone() };
         vec![
             setting("maxretry", self.maxretry.value.to_string(), &self.maxretry.at),
@@ -134,6 +138,12 @@ impl Rules {
             setting("bantime", self.bantime.value.to_string(), &self.bantime.at),
             setting("ignoreip", ignored.join(" "), &self.ignoreip.at),
             setting("ipv6_prefix", self.ipv6_prefix.value.to_string(), &self.ipv6_prefix.at),
+            setting("ignoreself", self.ignoreself.value.to_string(), &self.ignoreself.at),
+            setting("observe", self.observe.value.to_string(), &self.observe.at),
+            setting("maxmatches", self.maxmatches.value.to_string(), &self.maxmatches.at),
+            setting("actions", actions.join(" "), &self.actions.at),
+            setting("escalation", escalation, &self.escalation.at),
+            setting("ignorecommand", ignorecommand, &self.ignorecommand.at),
         ]
     }
 }

@@ -16,11 +16,12 @@ use super::{
     filters::{self, FilterStore},
     jails::{self, Draft, JailState, Jails, Origin, Rules},
     reader::{Reader, Table},
+    rules::{self, RULE_KEYS, TomlRules},
     syntax_error,
 };
 use crate::{
     filter::{Filter, FilterSpec},
-    policy::Policy,
+    policy::{ActionSpec, Policy, SourceSpec},
 };
 
 /// How long a ban lasts where nothing says otherwise.
@@ -29,23 +30,21 @@ pub(super) const BANTIME: Duration = Duration::from_secs(3_600);
 /// Most bans at once that may be configured: the kernel tables then take about 400 MB.
 const BANS_CEILING: u64 = 4_194_304;
 
-const KEYS: &[&str] =
-    &["allowlist", "state_dir", "socket", "enforce", "defaults", "import", "filter_dirs", "jail"];
-const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
-const RULE_KEYS: &[&str] = &["maxretry", "findtime", "bantime", "ignoreip", "ipv6_prefix"];
-const JAIL_KEYS: &[&str] = &[
-    "enabled",
-    "files",
+const KEYS: &[&str] = &[
+    "allowlist",
+    "state_dir",
     "socket",
-    "filters",
-    "failregex",
-    "ignoreregex",
-    "maxretry",
-    "findtime",
-    "bantime",
-    "ignoreip",
-    "ipv6_prefix",
+    "dbpurgeage",
+    "enforce",
+    "defaults",
+    "import",
+    "filter_dirs",
+    "action",
+    "jail",
 ];
+const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
+/// Keys of a jail beside [`RULE_KEYS`].
+const JAIL_KEYS: [&str; 7] = ["enabled", "files", "socket", "ledger", "filters", "failregex", "ignoreregex"];
 
 /// Reads the whole file; the result is only meant for use when no error was found.
 pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
@@ -77,10 +76,14 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
     path_into(&mut reader, table, "state_dir", &mut config.state_dir);
     path_into(&mut reader, table, "socket", &mut config.socket);
     enforce(&mut reader, table, &mut config);
-    let rules = defaults(&mut reader, table);
+    if let Some((remember, _)) = reader.find_time(table, "dbpurgeage") {
+        config.policy.remember = remember;
+    }
+    let actions = rules::actions(&mut reader, table);
+    let rules = defaults(&mut reader, table, &actions);
     let mut filters = FilterStore::new(filter_dirs(&mut reader, table));
     let mut jails = Jails::default();
-    own_jails(&mut reader, table, &rules, &mut filters, &mut jails);
+    own_jails(&mut reader, table, &rules, &actions, &mut filters, &mut jails);
     import(&mut reader, table, &mut config, &mut jails);
     config.policy.jails = jails.jails;
     config.policy.sources = jails.sources;
@@ -149,24 +152,14 @@ fn interface(reader: &mut Reader<'_>, name: &str, span: Range<usize>) -> Option<
     fits.then(|| name.to_owned())
 }
 
-fn defaults(reader: &mut Reader<'_>, root: Table<'_>) -> Rules {
-    let mut rules = Rules::with_bantime(BANTIME);
+fn defaults(reader: &mut Reader<'_>, root: Table<'_>, actions: &[Arc<ActionSpec>]) -> TomlRules {
+    let mut rules = TomlRules::new(Rules::with_bantime(BANTIME));
     if let Some((entries, _)) = reader.table(root, "defaults") {
         let table = Table { entries, key: "defaults" };
-        reader.only(table, RULE_KEYS);
-        read_rules(reader, table, &mut rules);
+        reader.only(table, &RULE_KEYS);
+        rules.read(reader, table, actions);
     }
     rules
-}
-
-fn read_rules(reader: &mut Reader<'_>, table: Table<'_>, rules: &mut Rules) {
-    let small = |(n, at): (u64, _)| (u32::try_from(n).unwrap_or(u32::MAX), at);
-    rules.maxretry.replace(reader.number(table, "maxretry", 1..10_001).map(small));
-    rules.findtime.replace(reader.find_time(table, "findtime"));
-    rules.bantime.replace(reader.ban_time(table, "bantime"));
-    rules.ignoreip.replace(reader.prefixes(table, "ignoreip"));
-    let length = |(n, at): (u64, _)| (u8::try_from(n).unwrap_or(128), at);
-    rules.ipv6_prefix.replace(reader.number(table, "ipv6_prefix", 1..129).map(length));
 }
 
 fn filter_dirs(reader: &mut Reader<'_>, root: Table<'_>) -> Vec<PathBuf> {
@@ -191,7 +184,8 @@ fn beside(doc: &Document, text: &str) -> PathBuf {
 fn own_jails(
     reader: &mut Reader<'_>,
     root: Table<'_>,
-    rules: &Rules,
+    rules: &TomlRules,
+    actions: &[Arc<ActionSpec>],
     filters: &mut FilterStore,
     jails: &mut Jails,
 ) {
@@ -212,7 +206,9 @@ fn own_jails(
         let root = Table { entries, key: "jail" };
         if let Some((entries, _)) = reader.table(root, name.get_ref()) {
             let table = Table { entries, key: &key };
-            let draft = jail(reader, table, name.get_ref(), name.span(), rules.clone(), filters);
+            let mut rules = rules.clone();
+            rules.read(reader, table, actions);
+            let draft = jail(reader, table, name.get_ref(), name.span(), rules.rules, filters);
             if !jails.add(draft) {
                 let message = format!("more than {} sources in all", jails::SOURCES_MAX);
                 reader.error(name.span(), &key, message, "name fewer files, or use a pattern such as *.log");
@@ -226,12 +222,12 @@ fn jail(
     table: Table<'_>,
     name: &str,
     span: Range<usize>,
-    mut rules: Rules,
+    rules: Rules,
     store: &mut FilterStore,
 ) -> Draft {
     let errors_before = reader.findings.errors();
-    reader.only(table, JAIL_KEYS);
-    read_rules(reader, table, &mut rules);
+    let known: Vec<&str> = JAIL_KEYS.iter().chain(&RULE_KEYS).copied().collect();
+    reader.only(table, &known);
     let enabled = reader.boolean(table, "enabled").is_none_or(|(enabled, _)| enabled);
     let mut files = Vec::new();
     let key = table.key_of("files");
@@ -244,17 +240,21 @@ fn jail(
     }
     let key = table.key_of("socket");
     let socket = reader.text(table, "socket").and_then(|(text, span)| reader.absolute(text, span, &key));
+    let ledger = reader.boolean(table, "ledger").is_some_and(|(ledger, _)| ledger);
     let named = reader.texts(table, "filters").unwrap_or_default();
     let has_inline = reader.value(table, "failregex").is_some();
-    if enabled {
-        if reader.value(table, "files").is_none() && socket.is_none() {
+    let reads_lines = reader.value(table, "files").is_some() || socket.is_some();
+    let has_filter = has_inline || !named.is_empty();
+    // Bans are no lines: a jail that reads nothing else needs no filter.
+    if enabled && (!ledger || reads_lines || has_filter) {
+        if !reads_lines {
             let hint = "add files = [\"/var/log/...\"] or socket = \"/run/...\", or enabled = false";
             reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
         } else if files.is_empty() && socket.is_none() && reader.findings.errors() == errors_before {
             let hint = "add a file to the list, or enabled = false";
             reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
         }
-        if named.is_empty() && !has_inline {
+        if !has_filter {
             let hint = "add filters = [\"...\"], or enabled = false";
             reader.error(span.clone(), &table.key_of("filters"), "this jail has no filter".to_owned(), hint);
         }
@@ -274,7 +274,10 @@ fn jail(
         at: reader.doc.place(span.start),
         origin: Origin::Toml,
         state: if enabled { JailState::Enabled } else { JailState::Disabled },
-        sources: jails::file_sources(files, socket),
+        sources: jails::file_sources(files, socket)
+            .into_iter()
+            .chain(ledger.then_some(SourceSpec::Ledger))
+            .collect(),
         filter_names: named
             .iter()
             .map(|(name, _)| (*name).to_owned())

@@ -16,6 +16,7 @@ mod filters;
 mod jails;
 mod main_file;
 mod reader;
+mod rules;
 
 pub use diagnostic::{ConfigErrors, DIAGNOSTICS_MAX, Diagnostic, FILE_BYTES_MAX, Severity, place_text};
 pub use filters::{BUILT_IN, read_filter};

@@ -151,6 +151,32 @@ impl Reader<'_> {
         }
     }
 
+    /// A list of integers within `bounds`; each wrong element is reported and left out.
+    pub(super) fn numbers(&mut self, table: Table<'_>, name: &str, bounds: Range<u64>) -> Option<Vec<u64>> {
+        let value = table.entry(name)?;
+        let key = table.key_of(name);
+        let DeValue::Array(list) = value.get_ref() else {
+            self.wrong_type(value, &key, "a list of numbers: [1, 2, 4]");
+            return None;
+        };
+        let wanted = format!("a number from {} to {}", bounds.start, bounds.end - 1);
+        let mut numbers = Vec::new();
+        for element in list.iter() {
+            let number = match element.get_ref() {
+                DeValue::Integer(integer) => integer_of(integer).and_then(|n| u64::try_from(n).ok()),
+                _ => None,
+            };
+            match number.filter(|number| bounds.contains(number)) {
+                Some(number) => numbers.push(number),
+                None => {
+                    let hint = format!("write {wanted}");
+                    self.error(element.span(), &key, "this is no number that fits".to_owned(), &hint);
+                }
+            }
+        }
+        Some(numbers)
+    }
+
     /// A span of time or an integer of seconds, as text for the parsers in [`time`].
     fn span_text(&mut self, table: Table<'_>, name: &str, wanted: &str) -> Option<(String, Range<usize>)> {
         let value = table.entry(name)?;
@@ -177,6 +203,19 @@ impl Reader<'_> {
             Ok(find_time) => Some((find_time, self.doc.place(span.start))),
             Err(message) => {
                 self.error(span, &table.key_of(name), message, "write a span such as \"10m\", or seconds");
+                None
+            }
+        }
+    }
+
+    /// As [`Self::find_time`], and it may be of no length.
+    pub(super) fn span(&mut self, table: Table<'_>, name: &str) -> Option<(Duration, Place)> {
+        let wanted = "a span such as \"10m\", or seconds";
+        let (text, span) = self.span_text(table, name, wanted)?;
+        match time::parse_span(&text) {
+            Ok(length) => Some((length, self.doc.place(span.start))),
+            Err(message) => {
+                self.error(span, &table.key_of(name), message, &format!("write {wanted}"));
                 None
             }
         }

@@ -4,7 +4,7 @@
 //! variable and never as part of its text.
 #![forbid(unsafe_code)]
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// How long an action may run where nobody says: fail2ban's own bound.
 pub const ACTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -20,6 +20,15 @@ pub enum CommandLine {
     Program(Vec<String>),
     /// Text for `/bin/sh -c`; values are in its environment.
     Shell(String),
+}
+
+impl fmt::Display for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program(parts) => f.write_str(&parts.join(" ")),
+            Self::Shell(text) => f.write_str(text),
+        }
+    }
 }
 
 /// What to run when a jail bans and unbans. The kernel drops first; this runs beside it, in its own time.

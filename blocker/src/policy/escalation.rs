@@ -1,10 +1,10 @@
 //! How bans grow with each offence: fail2ban's `bantime.increment` family, as numbers in and a length out.
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use super::{Formula, Known};
-use crate::time::BanTime;
+use crate::time::{BanTime, span_text};
 
 /// Most multipliers of one escalation.
 pub const MULTIPLIERS_MAX: usize = 64;
@@ -41,6 +41,27 @@ impl Default for Escalation {
             rndtime: Duration::ZERO,
             overalljails: false,
         }
+    }
+}
+
+impl fmt::Display for Escalation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.multipliers.is_empty() {
+            write!(f, "{}", self.formula)?;
+        } else {
+            let multipliers: Vec<String> = self.multipliers.iter().map(ToString::to_string).collect();
+            write!(f, "times {}", multipliers.join(", "))?;
+        }
+        if self.factor != 1.0 {
+            write!(f, "; factor {}", self.factor)?;
+        }
+        if let Some(most) = self.maxtime {
+            write!(f, "; at most {}", span_text(most))?;
+        }
+        if !self.rndtime.is_zero() {
+            write!(f, "; up to {} more at random", span_text(self.rndtime))?;
+        }
+        if self.overalljails { f.write_str("; bans by all jails count") } else { Ok(()) }
     }
 }
 
