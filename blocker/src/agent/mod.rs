@@ -7,7 +7,9 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -172,7 +174,10 @@ impl Agent {
         let files = file::FileSource::new(&file_specs(&config), positions, file::Options::default())
             .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
         let warnings = config.warnings.iter().map(ToString::to_string).chain(stored.notes).collect();
-        let engine = Engine::new(now(), config.policy.clone(), stored.bans, stored.allow);
+        let mut policy = config.policy.clone();
+        // The standard library's hash maps are seeded from the system's random numbers.
+        policy.seed = RandomState::new().hash_one(0);
+        let engine = Engine::new(now(), policy, stored.bans, stored.allow);
         // At most one outcome is under way.
         let (synced, sync_outcomes) = mpsc::unbounded_channel();
         let mut agent = Self {

@@ -62,6 +62,12 @@ impl Agent {
         if !xdp::is_built_in() {
             warnings.push(XDP_NOT_BUILT_IN.to_owned());
         }
+        if snapshot.under_pressure {
+            warnings.push(format!(
+                "failures of {} addresses are tracked, more than three quarters of the most that may be: the first failure of a further address is noted and not counted ({} so far)",
+                snapshot.tracked, snapshot.turned_away
+            ));
+        }
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

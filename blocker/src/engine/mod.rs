@@ -66,6 +66,10 @@ pub struct Snapshot {
     pub tracked: usize,
     /// Pairs that gave way to the bound on them.
     pub evicted: u64,
+    /// Whether so many pairs are tracked that the first failure of a further one is noted and not counted.
+    pub under_pressure: bool,
+    /// First failures that were noted and not counted.
+    pub turned_away: u64,
     /// Automatic bans that gave way to the bound on bans.
     pub gave_way: u64,
     /// Bans not made because the ledger was full of manual ones.
@@ -141,7 +145,7 @@ impl Engine {
             allow: PrefixSet::default(),
             operator_allow: operator_allow.into_iter().collect(),
             protected: PrefixSet::default(),
-            windows: Windows::new(policy.limits.tracked_max),
+            windows: Windows::new(policy.limits.tracked_max, policy.seed),
             ledger: Ledger::new(policy.limits.bans_max),
             keys: BTreeMap::new(),
             counters: BTreeMap::new(),
@@ -179,8 +183,7 @@ impl Engine {
             }
             Input::Tick => {
                 self.expire(now);
-                let longest = self.policy.jails.iter().map(|jail| jail.findtime).max().unwrap_or_default();
-                self.windows.expire(now.saturating_sub(longest));
+                self.forget_silent(now);
             }
         }
     }
@@ -219,6 +222,8 @@ impl Engine {
             bans: self.ledger.iter().cloned().collect(),
             tracked: self.windows.tracked(),
             evicted: self.windows.evicted(),
+            under_pressure: self.windows.is_under_pressure(),
+            turned_away: self.windows.turned_away(),
             gave_way: self.gave_way,
             table_full: self.table_full,
             refused: self.refused.iter().copied().collect(),
@@ -396,6 +401,17 @@ impl Engine {
         while let Some(ban) = self.ledger.close_over(now) {
             self.closed(ban.prefix, Ending::Expired);
         }
+    }
+
+    /// Drops failures that can add up to nothing any more, and those of jails that are gone.
+    fn forget_silent(&mut self, now: Timestamp) {
+        let mut horizons = vec![now; self.keys.len()];
+        for (rules, state) in self.policy.jails.iter().zip(&self.jails) {
+            if let Some(horizon) = horizons.get_mut(state.key.0 as usize) {
+                *horizon = now.saturating_sub(rules.findtime);
+            }
+        }
+        self.windows.expire(|jail| horizons.get(jail.0 as usize).copied().unwrap_or(now));
     }
 
     /// Lifts what a new allowlist forbids: bans inside it, and bans that cover a protected address.

@@ -35,6 +35,9 @@ pub struct Policy {
     pub remember: Duration,
     /// Seconds that local time is ahead of UTC, for log dates that name no zone.
     pub utc_offset_secs: i32,
+    /// Decides which addresses share a place in the table of failures. Only the first policy's counts; it should be
+    /// unknown to attackers, and equal where equal lives are to be equal.
+    pub seed: u64,
 }
 
 impl Default for Policy {
@@ -47,6 +50,7 @@ impl Default for Policy {
             limits: Limits::default(),
             remember: REMEMBER,
             utc_offset_secs: 0,
+            seed: 0,
         }
     }
 }
