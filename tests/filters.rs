@@ -142,7 +142,8 @@ fn fail2ban_patterns_match_as_they_do_there() {
         ("Login Fail.*by <HOST>", "1732416460|WARNING|Login Fail 'bob' by 203.0.113.9.", "203.0.113.9"),
         ("Login Fail.*by <HOST>", "Login Fail 'by 1.2.3.4' by 2001:db8::1", "2001:db8::1"),
         ("Login Fail.*by <HOST>", "Login Fail 'bob' by ", ""),
-        ("Login Fail.*by <HOST>", "Login Fail 'bob' by 1.2.3.4.5", ""),
+        ("Login Fail.*by <HOST>", "Login Fail 'bob' by 1.2.3.4.5", "-"),
+        ("Login Fail.*by <HOST>$", "Login Fail 'bob' by host.example", "-"),
         (
             r"^\[\] \[error\] client \[<HOST>\] (?!ok)no$",
             "[Tue Nov 24 02:47:40 2026] [error] client [::1:2] no",
@@ -160,8 +161,13 @@ fn fail2ban_patterns_match_as_they_do_there() {
         ),
         (r"^<HOST> - \S+ \[\] .GET (?!/ok)", "203.0.113.9 - - [24/Nov/2026:02:47:40 +0000] \"GET /ok", ""),
         (r"^ <F-NOFAIL>Connection</F-NOFAIL> from <HOST>", "Nov 24 02:47:40 Connection from 203.0.113.9", ""),
-        (r"(?P<q>['x]).*(?P=q) from <ADDR>\Z", "'a' from 203.0.113.9", "203.0.113.9"),
-        ("(?:a|b).*<HOST>", "b 203.0.113.99", "203.0.113.99"),
+        (r"(?P<q>['x]).*(?P=q) from <ADDR>$", "'a' from 203.0.113.9", "203.0.113.9"),
+        // The line break is a part of what a pattern sees.
+        (r"from <ADDR>\Z", "from 203.0.113.9", ""),
+        (r"from <ADDR>\s\Z", "from 203.0.113.9", "203.0.113.9"),
+        // Greedy text before the address leaves a part of it, which is nobody's.
+        ("(?:a|b).*<ADDR>", "b 203.0.113.99", "-"),
+        ("(?:a|b).* <ADDR>", "b 203.0.113.99", "203.0.113.99"),
         ("id <F-ID>\\S+</F-ID>", "id 203.0.113.9", "203.0.113.9"),
     ] {
         assert_eq!(verdict(Dialect::Fail2ban, pattern, line.as_bytes()), found, "{pattern} on {line}");
@@ -175,7 +181,7 @@ fn a_pattern_that_cannot_be_used_is_refused_with_its_place_and_a_hint() {
         (Dialect::Native, "(<ADDR>", "does not compile"),
         (Dialect::Native, "(?!x)<ADDR>", "look-around"),
         (Dialect::Native, "<F-USER>x</F-USER> <ADDR>", "<F-USER>"),
-        (Dialect::Fail2ban, "<HOST> <SKIPLINES> x", "<SKIPLINES>"),
+        (Dialect::Fail2ban, "no address here", "says nowhere who failed"),
         (Dialect::Fail2ban, "(<HOST>", "does not compile"),
     ] {
         let at = Place { path: "f.toml".into(), line: 3, column: 5 };
@@ -282,7 +288,7 @@ proptest! {
         let run = |matcher: Vec<Arc<Filter>>| {
             let mut found = Vec::new();
             SourceMatcher::new(matcher).scan(&block, clock(), |line| {
-                found.extend((0..filters.len()).filter_map(|i| Some((i, line.verdict(i)?, line.date))));
+                found.extend((0..filters.len()).filter_map(|i| Some((i, line.verdict(i)?, line.date(i)))));
             });
             found
         };

@@ -19,6 +19,7 @@ mod reader;
 mod rules;
 
 pub use diagnostic::{ConfigErrors, DIAGNOSTICS_MAX, Diagnostic, FILE_BYTES_MAX, Severity, place_text};
+pub use fail2ban::read_fail2ban_filter;
 pub use filters::{BUILT_IN, read_filter};
 pub use jails::{JAIL_NAME_BYTES_MAX, JailReport, JailState, Origin, SOURCES_MAX, Setting};
 

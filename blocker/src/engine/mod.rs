@@ -279,11 +279,11 @@ impl Engine {
         let Reader { matcher, jails } = &mut reader;
         matcher.scan(block, clock, |line| {
             for (jail, filters) in &*jails {
-                match filters.iter().find_map(|filter| line.verdict(*filter)) {
+                match filters.iter().find_map(|filter| Some((*filter, line.verdict(*filter)?))) {
                     None => {}
-                    Some(Verdict::NoAddress) => self.no_address(*jail),
-                    Some(Verdict::Blame(address)) => {
-                        let at = match (reading, line.date) {
+                    Some((_, Verdict::NoAddress)) => self.no_address(*jail),
+                    Some((filter, Verdict::Blame(address))) => {
+                        let at = match (reading, line.date(filter)) {
                             (Reading::CatchingUp, Some(date)) => date.min(now),
                             _ => now,
                         };

@@ -4,15 +4,33 @@
 //! *gate*, a linear pattern that matches at least wherever the full one does.
 #![forbid(unsafe_code)]
 
-use super::Dialect;
-
 /// An address as one token; what it captures is validated afterwards, so this only has to be wide enough.
 const V4: &str = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}";
 const V6: &str =
     r"(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{1,4}|:)|[0-9A-Fa-f]{1,4}::";
 
-/// The token does not start inside a word, so `.*<ADDR>` finds all of 11.2.3.4. The linear engine's alone.
-pub(super) const START_OF_TOKEN: &str = r"(?-u:\b{start-half})";
+/// The token does not start inside a word, so `.*<ADDR>` finds all of 11.2.3.4.
+const START_OF_TOKEN: &str = r"(?-u:\b{start-half})";
+
+/// As fail2ban has them (its `<IP4>` and `<IP6>`), except that its look-behind is left out, which is always true there.
+const IMPORTED_V4: &str = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}";
+const IMPORTED_V6: &str = r"(?:[0-9a-fA-F]{1,4}::?|::){1,7}(?:[0-9a-fA-F]{1,4}|:)";
+
+/// How fail2ban bounds a date, by word or by nothing: `(?=^|\b|\W)` before it and `(?=\b|\W|$)` behind.
+const DATE_EDGES: [&str; 2] = [r"(?=^|\b|\W)", r"(?=\b|\W|$)"];
+/// Both say no more than: not inside a word. The linear engine's form of it.
+pub(super) const NOT_IN_WORD: &str = r"(?:\b{start-half}|\b{end-half})";
+/// The other engine's form.
+pub(super) const NOT_IN_WORD_LOOKING: &str = r"(?:(?<!\w)|(?!\w))";
+
+/// What an imported pattern is read for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Imported {
+    /// `<HOST>` also takes a host name (`usedns` is not `no`).
+    pub(super) names: bool,
+    /// The text has several lines, so `^` and `$` are ends of lines (`maxlines`).
+    pub(super) lines: bool,
+}
 
 /// A pattern in the `regex` crate's language.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,16 +44,15 @@ pub(super) struct Translated {
 /// What is wrong with a pattern, and what to write instead.
 pub(super) type Complaint = (String, String);
 
-/// Translates one pattern.
-pub(super) fn translate(text: &str, dialect: Dialect) -> Result<Translated, Complaint> {
-    let mut hosts = 0;
-    match dialect {
-        Dialect::Native => {
-            let full = native(text, &mut hosts)?;
-            Ok(Translated { gate: full.clone(), full })
-        }
-        Dialect::Fail2ban => Python { rest: text, full: String::new(), gate: String::new(), hosts: 0 }.run(),
-    }
+/// Translates a pattern of ours.
+pub(super) fn translate(text: &str) -> Result<Translated, Complaint> {
+    let full = native(text, &mut 0)?;
+    Ok(Translated { gate: full.clone(), full })
+}
+
+/// Translates a pattern of fail2ban's.
+pub(super) fn translate_imported(text: &str, options: Imported) -> Result<Translated, Complaint> {
+    Python { rest: text, full: String::new(), gate: String::new(), options, open: Vec::new(), skips: 0 }.run()
 }
 
 fn host_group(inner: &str, hosts: &mut u32) -> String {
@@ -92,7 +109,11 @@ struct Python<'a> {
     rest: &'a str,
     full: String,
     gate: String,
-    hosts: u32,
+    options: Imported,
+    /// Names of the `<F-NAME>` tags that were opened so far.
+    open: Vec<&'a str>,
+    /// `<SKIPLINES>` so far.
+    skips: u32,
 }
 
 /// An open group.
@@ -132,6 +153,15 @@ impl Python<'_> {
                         *seen = true;
                     }
                     self.copy(1);
+                }
+                '$' => {
+                    // Python's also matches before a newline at the end, and fail2ban puts one there.
+                    self.take(1);
+                    self.both(if self.options.lines { "(?m:$)" } else { r"(?:\n?\z)" });
+                }
+                '^' if self.options.lines => {
+                    self.take(1);
+                    self.both("(?m:^)");
                 }
                 '{' => self.brace(),
                 '}' => {
@@ -220,6 +250,11 @@ impl Python<'_> {
             self.take(end);
             return Ok(None);
         }
+        if let Some(edge) = DATE_EDGES.iter().find(|edge| self.rest.starts_with(**edge)) {
+            self.both(NOT_IN_WORD);
+            self.take(edge.len());
+            return Ok(None);
+        }
         for look in ["(?=", "(?!", "(?<=", "(?<!"] {
             if self.rest.starts_with(look) {
                 let len = self.gate.len();
@@ -298,29 +333,58 @@ impl Python<'_> {
             return Ok(());
         };
         let text = match name {
-            // A host name would have to be resolved; a line must never cause that, so the tag is an address.
-            "HOST" | "ADDR" => format!(r"\[?{}\]?", host_group(&format!("{V4}|{V6}"), &mut self.hosts)),
-            "IP4" => host_group(V4, &mut self.hosts),
-            "IP6" => format!(r"\[?{}\]?", host_group(V6, &mut self.hosts)),
-            "F-ID" => "(?P<fid>".to_owned(),
+            "HOST" if self.options.names => format!(r"(?:{}|{})", address(""), DNS),
+            "HOST" | "ADDR" | "F-ADDR/" => address(""),
+            "SUBNET" | "F-SUBNET/" => address(r"(?:/(?P<cidr>[0-9]+))?"),
+            "IP4" | "F-IP4/" => v4(),
+            "IP6" | "F-IP6/" => v6(),
+            "DNS" | "F-DNS/" => DNS.to_owned(),
+            "CIDR" | "F-CIDR/" => r"(?P<cidr>[0-9]+)".to_owned(),
+            "F-ID/" => r"(?P<fid>\S+)".to_owned(),
+            "F-PORT/" => r"(?P<fport>\w+)".to_owned(),
+            "SKIPLINES" => {
+                self.skips += 1;
+                format!(r"\n(?P<skiplines{}>(?:(?:.*\n)*?))", self.skips - 1)
+            }
             name => match (name.strip_prefix("F-"), name.strip_prefix("/F-")) {
-                (Some(name), _) => {
-                    let (name, close) = name.strip_suffix('/').map_or((name, ""), |name| (name, ")"));
-                    format!("(?P<{}>{close}", name.to_ascii_lowercase().replace('-', "_"))
+                (Some(open), _) if !open.ends_with('/') => {
+                    self.open.push(open);
+                    format!("(?P<{}>", group_name(open))
                 }
-                (_, Some(_)) => ")".to_owned(),
-                _ => {
-                    return Err((
-                        format!("the tag <{name}> is not supported"),
-                        "use <HOST> or <ADDR>; names are never resolved and a pattern sees one line"
-                            .to_owned(),
-                    ));
-                }
+                // Left over by a filter that means an empty group.
+                (Some(open), _) => format!("(?P<{}>)", group_name(open.trim_end_matches('/'))),
+                (_, Some(close)) if self.open.contains(&close) => ")".to_owned(),
+                // Not a tag then, and in Python the text stands for itself.
+                _ => format!("<{name}>"),
             },
         };
         self.both(&text);
         self.take(name.len() + 2);
         Ok(())
+    }
+}
+
+const DNS: &str = r"(?P<dns>[\w\-.^_]*\w)";
+
+/// An address in brackets or without, and what may stand behind it inside them.
+fn address(behind: &str) -> String {
+    format!(r"\[?(?:{}|{}){behind}\]?", v4(), v6())
+}
+
+fn v4() -> String {
+    format!("(?:::f{{4,6}}:)?(?P<ip4>{IMPORTED_V4})")
+}
+
+fn v6() -> String {
+    format!("(?P<ip6>{IMPORTED_V6})")
+}
+
+/// The group that a tag `<F-NAME>` names, as fail2ban calls it.
+fn group_name(tag: &str) -> String {
+    match tag {
+        "ID" => "fid".to_owned(),
+        "PORT" => "fport".to_owned(),
+        other => other.to_ascii_lowercase().replace('-', "_"),
     }
 }
 
@@ -336,12 +400,14 @@ mod tests {
             (r"\<a\>\Z", r"<a>\z"),
             (r"[[a&&b~--]", r"[\[a\&\&b\~\--]"),
             (r"[]a]", r"[\]a]"),
-            (r"(?#why)x", "x"),
+            (r"(?#why)x$", r"x(?:\n?\z)"),
+            (r"(?=^|\b|\W)x(?=\b|\W|$)", r"(?:\b{start-half}|\b{end-half})x(?:\b{start-half}|\b{end-half})"),
+            ("x</F-NONE><sid>", "x</F-NONE><sid>"),
             (r"<F-USER>\d+</F-USER>", r"(?P<user>\d+)"),
             (r"<F-MLFGAINED/>x", r"(?P<mlfgained>)x"),
             ("(?P<a>x)<b>", "(?P<a>x)<b>"),
         ] {
-            assert_eq!(translate(python, Dialect::Fail2ban).unwrap().full, rust, "{python}");
+            assert_eq!(translate_imported(python, Imported::default()).unwrap().full, rust, "{python}");
         }
     }
 
@@ -354,7 +420,7 @@ mod tests {
             (r"(x)?(?(1)a)", r"(x)?(?(1)a)", r"(x)?(?:a|)"),
         ] {
             let wanted = Translated { full: full.to_owned(), gate: gate.to_owned() };
-            assert_eq!(translate(python, Dialect::Fail2ban).unwrap(), wanted);
+            assert_eq!(translate_imported(python, Imported::default()).unwrap(), wanted);
         }
     }
 }

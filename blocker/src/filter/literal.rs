@@ -14,17 +14,31 @@ const ALTERNATIVES_MAX: usize = 16;
 /// alternation. Runs end at `[]`, since a date may stand between the brackets in the line and be cut out before the
 /// pattern sees it, and at U+FFFD, which stands for a byte that was something else in the line.
 pub(super) fn required(pattern: &str) -> Option<Vec<Vec<u8>>> {
-    best(&regex_syntax::parse(pattern).ok()?)
+    best(&regex_syntax::parse(pattern).ok()?, Cut::InBrackets)
 }
 
-fn best(hir: &Hir) -> Option<Vec<Vec<u8>>> {
-    let mut search = Search { run: Vec::new(), best: None };
+/// As [`required`], where a date may have been cut out of the line in front of any character that is no part of a
+/// word, and where letters beyond ASCII may have been other bytes.
+pub(super) fn required_of_line(pattern: &str) -> Option<Vec<Vec<u8>>> {
+    best(&regex_syntax::parse(pattern).ok()?, Cut::BeforeNonWord)
+}
+
+/// Where text that a pattern sees in one piece may have been two in the line, with the date between.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    InBrackets,
+    BeforeNonWord,
+}
+
+fn best(hir: &Hir, cut: Cut) -> Option<Vec<Vec<u8>>> {
+    let mut search = Search { cut, run: Vec::new(), best: None };
     search.walk(hir);
     search.end_run();
     search.best
 }
 
 struct Search {
+    cut: Cut,
     run: Vec<u8>,
     best: Option<Vec<Vec<u8>>>,
 }
@@ -40,14 +54,14 @@ impl Search {
             HirKind::Repetition(repetition) => {
                 self.end_run();
                 if repetition.min > 0
-                    && let Some(found) = best(&repetition.sub)
+                    && let Some(found) = best(&repetition.sub, self.cut)
                 {
                     self.offer(found);
                 }
             }
             HirKind::Alternation(branches) => {
                 self.end_run();
-                let all: Option<Vec<_>> = branches.iter().map(best).collect();
+                let all: Option<Vec<_>> = branches.iter().map(|branch| best(branch, self.cut)).collect();
                 if let Some(all) = all {
                     let mut all = all.concat();
                     all.sort();
@@ -60,6 +74,18 @@ impl Search {
 
     fn end_run(&mut self) {
         let run = std::mem::take(&mut self.run);
+        if self.cut == Cut::BeforeNonWord {
+            for piece in run.split(|byte| !byte.is_ascii() || *byte == b'\n') {
+                let mut start = 0;
+                for at in 1..=piece.len() {
+                    if piece.get(at).is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_') {
+                        self.offer(vec![piece[start..at].to_vec()]);
+                        start = at;
+                    }
+                }
+            }
+            return;
+        }
         let mut start = 0;
         for at in 0..run.len() {
             let rest = &run[at..];
@@ -109,6 +135,19 @@ mod tests {
                 literals.iter().map(|l| l.as_bytes().to_vec()).collect::<Vec<_>>(),
                 "{pattern}"
             );
+        }
+    }
+
+    #[test]
+    fn a_cut_before_any_sign_hides_no_literal() {
+        for (pattern, literal) in [
+            (r"^a failure; logname=\d", Some(" failure")),
+            (r"^\[\] \[error\] ", Some("[error")),
+            (r"caf\u{e9}s", Some("caf")),
+            (r"a b c", None),
+        ] {
+            let found = required_of_line(pattern).map(|set| set.concat());
+            assert_eq!(found.as_deref(), literal.map(str::as_bytes), "{pattern}");
         }
     }
 }

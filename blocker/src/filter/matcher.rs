@@ -2,16 +2,19 @@
 //!
 //! One Aho-Corasick automaton over the filters' literals runs over the block; only lines with a hit are looked at:
 //! decoded, relieved of their date, and offered to the filters. A line without a hit costs no allocation and no
-//! look of its own. Where some filter has no literal, every line is offered.
+//! look of its own. Where some filter has no literal, every line is offered. What imported filters remember from line
+//! to line is kept here, since it belongs to the source.
 #![forbid(unsafe_code)]
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use jiff::tz::{Offset, TimeZone};
 
 use super::{
-    Filter, Verdict,
+    Filter, Rules, Verdict,
     date::{self, Clock},
+    imported::{Failure, State},
 };
 use crate::time::Timestamp;
 
@@ -23,9 +26,24 @@ pub struct SourceMatcher {
     filters: Vec<Arc<Filter>>,
     /// `None` when some filter must see every line.
     prefilter: Option<AhoCorasick>,
+    /// By filter; `None` for those that remember nothing.
+    memories: Vec<Option<Memory>>,
+    /// Whether some filter is ours, and sees the line without the date that we find.
+    any_native: bool,
+    /// Where dates that name no zone are from; `None` for the clock's offset.
+    zone: Option<TimeZone>,
+    clock_zone: (i32, TimeZone),
     /// The line with its date cut out, where that leaves two parts; kept for its memory.
     scratch: String,
     too_long: u64,
+}
+
+/// What an imported filter remembers, and what it made of the line at hand.
+#[derive(Debug)]
+struct Memory {
+    state: State,
+    /// `None` until it is asked about this line.
+    asked: Option<Option<Failure>>,
 }
 
 impl fmt::Debug for SourceMatcher {
@@ -38,15 +56,45 @@ impl fmt::Debug for SourceMatcher {
 #[derive(Debug)]
 pub struct Line<'a> {
     filters: &'a [Arc<Filter>],
+    memories: &'a mut [Option<Memory>],
+    /// The line as it came, and decoded.
+    bytes: &'a [u8],
+    whole: &'a str,
+    /// Without its date, for filters of ours.
     text: &'a str,
-    /// The date the line carries, if it was found.
-    pub date: Option<Timestamp>,
+    date: Option<Timestamp>,
+    now: Timestamp,
+    zone: &'a TimeZone,
 }
 
 impl Line<'_> {
     /// What the filter with this index, as given to [`SourceMatcher::new`], makes of the line.
-    pub fn verdict(&self, filter: usize) -> Option<Verdict> {
-        self.filters.get(filter)?.verdict(self.text)
+    pub fn verdict(&mut self, filter: usize) -> Option<Verdict> {
+        match &self.filters.get(filter)?.rules {
+            Rules::Native(native) => native.verdict(self.text),
+            Rules::Imported(_) => self.failure(filter).map(Failure::verdict),
+        }
+    }
+
+    /// The date the line carries in the eyes of the filter with this index, if it was found.
+    pub fn date(&mut self, filter: usize) -> Option<Timestamp> {
+        match &self.filters.get(filter)?.rules {
+            Rules::Native(_) => self.date,
+            Rules::Imported(_) => self.failure(filter)?.date,
+        }
+    }
+
+    /// Everything that the filter with this index found, if it is an imported one. It is evaluated once, however often
+    /// it is asked.
+    pub fn failure(&mut self, filter: usize) -> Option<&Failure> {
+        let Rules::Imported(rules) = &self.filters.get(filter)?.rules else { return None };
+        let Memory { state, asked } = self.memories.get_mut(filter)?.as_mut()?;
+        asked
+            .get_or_insert_with(|| {
+                let decoded = rules.decode(self.bytes);
+                rules.evaluate(state, decoded.as_deref().unwrap_or(self.whole), self.now, self.zone)
+            })
+            .as_ref()
     }
 }
 
@@ -58,7 +106,30 @@ impl SourceMatcher {
             // The default match kind has no vectorised search. An automaton too large to build only costs speed.
             AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(literals.concat()).ok()
         });
-        Self { filters, prefilter, scratch: String::new(), too_long: 0 }
+        let memories = filters.iter().map(|filter| match &filter.rules {
+            Rules::Native(_) => None,
+            Rules::Imported(rules) => Some(Memory { state: State::new(rules), asked: None }),
+        });
+        Self {
+            memories: memories.collect(),
+            any_native: filters.iter().any(|filter| matches!(filter.rules, Rules::Native(_))),
+            filters,
+            prefilter,
+            zone: None,
+            clock_zone: (0, TimeZone::UTC),
+            scratch: String::new(),
+            too_long: 0,
+        }
+    }
+
+    /// Sets the zone of dates that name none; without it, imported filters use the clock's offset all year round.
+    pub fn set_zone(&mut self, zone: TimeZone) {
+        self.zone = Some(zone);
+    }
+
+    /// How often a pattern of the filter with this index took more steps on a line than it may.
+    pub fn gave_up(&self, filter: usize) -> u64 {
+        self.memories.get(filter).and_then(Option::as_ref).map_or(0, |memory| memory.state.gave_up())
     }
 
     /// Lines skipped so far because they were longer than [`LINE_BYTES_MAX`].
@@ -67,7 +138,7 @@ impl SourceMatcher {
     }
 
     /// Calls `each` for every line of `block` that some filter could blame, in order.
-    pub fn scan(&mut self, block: &[u8], clock: Clock, mut each: impl FnMut(&Line<'_>)) {
+    pub fn scan(&mut self, block: &[u8], clock: Clock, mut each: impl FnMut(&mut Line<'_>)) {
         if self.filters.is_empty() {
             return;
         }
@@ -87,25 +158,46 @@ impl SourceMatcher {
         }
     }
 
-    fn offer(&mut self, line: &[u8], clock: Clock, each: &mut impl FnMut(&Line<'_>)) {
+    fn offer(&mut self, line: &[u8], clock: Clock, each: &mut impl FnMut(&mut Line<'_>)) {
         if line.len() > LINE_BYTES_MAX {
             self.too_long += 1;
             return;
         }
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         // A byte that is no UTF-8 must hide nothing.
-        let line: Cow<'_, str> = String::from_utf8_lossy(line);
-        let found = date::find(&line, clock);
+        let whole: Cow<'_, str> = String::from_utf8_lossy(line);
+        let found = if self.any_native { date::find(&whole, clock) } else { None };
         let text = match &found {
-            None => &*line,
-            Some(found) if found.span.start == 0 => line.get(found.span.end..).unwrap_or(""),
+            None => &*whole,
+            Some(found) if found.span.start == 0 => whole.get(found.span.end..).unwrap_or(""),
             Some(found) => {
                 self.scratch.clear();
-                self.scratch.push_str(line.get(..found.span.start).unwrap_or(""));
-                self.scratch.push_str(line.get(found.span.end..).unwrap_or(""));
+                self.scratch.push_str(whole.get(..found.span.start).unwrap_or(""));
+                self.scratch.push_str(whole.get(found.span.end..).unwrap_or(""));
                 &self.scratch
             }
         };
-        each(&Line { filters: &self.filters, text, date: found.map(|found| found.at) });
+        if self.clock_zone.0 != clock.utc_offset_secs {
+            let offset = Offset::from_seconds(clock.utc_offset_secs).unwrap_or(Offset::UTC);
+            self.clock_zone = (clock.utc_offset_secs, TimeZone::fixed(offset));
+        }
+        let mut line = Line {
+            filters: &self.filters,
+            memories: &mut self.memories,
+            bytes: line,
+            whole: &whole,
+            text,
+            date: found.map(|found| found.at),
+            now: clock.now,
+            zone: self.zone.as_ref().unwrap_or(&self.clock_zone.1),
+        };
+        each(&mut line);
+        // What nobody asked about must be remembered all the same.
+        for filter in 0..self.filters.len() {
+            line.failure(filter);
+            if let Some(Some(memory)) = line.memories.get_mut(filter) {
+                memory.asked = None;
+            }
+        }
     }
 }

@@ -6,10 +6,12 @@
 //! | module | story |
 //! |---|---|
 //! | `dialect` | pattern text, ours or fail2ban's, to the `regex` crate's language |
-//! | `pattern` | one compiled pattern; what is a whole address |
+//! | `regexp` | a compiled expression: linear, or with look-around behind a linear gate |
+//! | `pattern` | one compiled pattern of ours; what is a whole address |
 //! | `split` | finds the address without captures, where the pattern's shape allows |
 //! | `literal` | the text a line must hold for a pattern to match |
 //! | `date` | finds the date of a line |
+//! | `imported` | filters in fail2ban's language, with what they remember from line to line |
 //! | `matcher` | all filters of a source over whole blocks |
 #![forbid(unsafe_code)]
 
@@ -17,12 +19,15 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 pub mod date;
 mod dialect;
+pub mod imported;
 mod literal;
 mod matcher;
 mod pattern;
+mod regexp;
 mod split;
 
 pub use date::Clock;
+pub use imported::Fail2banOptions;
 pub use matcher::{LINE_BYTES_MAX, Line, SourceMatcher};
 use pattern::{Compiled, whole_address};
 
@@ -47,6 +52,8 @@ pub struct FilterSpec {
     pub noaddress: Vec<Pattern>,
     /// Must match first; its `<F-CONTENT>` is what `failregex` sees.
     pub prefregex: Option<Pattern>,
+    /// What else a fail2ban filter sets; nothing for ours.
+    pub fail2ban: Fail2banOptions,
     /// Kinds of source in which the daemon's lines are lines: attacker's text cannot bring a line break of its own. In
     /// any other kind a whole line may be forged.
     pub newline_safe: Vec<SourceKind>,
@@ -174,6 +181,19 @@ pub struct Filter {
     pub observe: bool,
     /// Lines that must or must not match.
     pub samples: Vec<Sample>,
+    rules: Rules,
+}
+
+/// What makes a line a failure.
+#[derive(Debug)]
+enum Rules {
+    Native(Box<Native>),
+    Imported(Box<imported::Rules>),
+}
+
+/// The patterns of a filter of ours.
+#[derive(Debug)]
+struct Native {
     failregex: Vec<Compiled>,
     noaddress: Vec<Compiled>,
     ignoreregex: Vec<Compiled>,
@@ -186,34 +206,19 @@ impl Filter {
     /// # Errors
     /// Names the first pattern that cannot be used, why, and what to write instead.
     pub fn compile(spec: FilterSpec) -> Result<Self, FilterError> {
-        let all = |patterns: &[Pattern]| -> Result<Vec<Compiled>, FilterError> {
-            patterns.iter().map(|pattern| Compiled::new(pattern, spec.dialect)).collect()
-        };
-        let prefregex =
-            spec.prefregex.as_ref().map(|pattern| Compiled::new(pattern, spec.dialect)).transpose()?;
-        let failregex = all(&spec.failregex)?;
-        if failregex.is_empty() {
+        if spec.failregex.is_empty() {
             return Err(FilterError {
                 at: Place { path: spec.path, ..Place::default() },
                 what: format!("the filter {:?} has no failregex", spec.name),
                 hint: "give it at least one pattern with <HOST> in it".to_owned(),
             });
         }
-        let host_in_prefix = prefregex.as_ref().is_some_and(Compiled::names_host);
-        for (pattern, compiled) in spec.failregex.iter().zip(&failregex) {
-            if !host_in_prefix && !compiled.names_host() {
-                return Err(FilterError {
-                    at: pattern.at.clone(),
-                    what: format!("the pattern {:?} says nowhere where the address is", pattern.text),
-                    hint: "put <HOST> or <ADDR> where the address stands in the line".to_owned(),
-                });
-            }
-        }
+        let rules = match spec.dialect {
+            Dialect::Native => Rules::Native(Box::new(Native::compile(&spec)?)),
+            Dialect::Fail2ban => Rules::Imported(Box::new(imported::Rules::compile(&spec)?)),
+        };
         Ok(Self {
-            noaddress: all(&spec.noaddress)?,
-            ignoreregex: all(&spec.ignoreregex)?,
-            failregex,
-            prefregex,
+            rules,
             name: spec.name.into(),
             description: spec.description,
             newline_safe: spec.newline_safe,
@@ -222,48 +227,13 @@ impl Filter {
         })
     }
 
-    /// What it makes of `text`, a line whose date is cut out; `None` when it is no failure.
-    pub fn verdict(&self, text: &str) -> Option<Verdict> {
-        let mut content = text;
-        let mut outer = None;
-        if let Some(prefregex) = &self.prefregex {
-            let hit = prefregex.find(text)?;
-            if hit.nofail {
-                return None;
-            }
-            outer = hit.host.and_then(|span| whole_address(text, span));
-            content = hit.content.and_then(|span| text.get(span)).unwrap_or(text);
-        }
-        let verdict = self
-            .failregex
-            .iter()
-            .find_map(|pattern| {
-                let hit = pattern.find(content)?;
-                if hit.nofail {
-                    return Some(None);
-                }
-                // A match whose address is none, such as 999.1.1.1, is no match: another pattern may know better.
-                let address = match hit.host {
-                    Some(span) => whole_address(content, span),
-                    None => outer,
-                };
-                address.map(|address| Some(Verdict::Blame(address)))
-            })
-            .or_else(|| {
-                self.noaddress
-                    .iter()
-                    .any(|pattern| pattern.is_match(content))
-                    .then_some(Some(Verdict::NoAddress))
-            })
-            .flatten()?;
-        (!self.ignoreregex.iter().any(|pattern| pattern.is_match(content))).then_some(verdict)
-    }
-
-    /// Literals of which every line that it could blame holds at least one; `None` when there are none to look for.
+    /// Literals of which every line that it could blame, or must remember, holds at least one; `None` when there are
+    /// none to look for.
     fn literals(&self) -> Option<Vec<Vec<u8>>> {
-        let own: Option<Vec<_>> =
-            self.failregex.iter().chain(&self.noaddress).map(|pattern| pattern.literals.clone()).collect();
-        own.map(|sets| sets.concat()).or_else(|| self.prefregex.as_ref()?.literals.clone())
+        match &self.rules {
+            Rules::Native(native) => native.literals(),
+            Rules::Imported(imported) => imported.literals(),
+        }
     }
 
     /// Runs the samples the filter came with, through the same path as the lines of a log.
@@ -310,6 +280,61 @@ impl Filter {
             }
         }
         failures
+    }
+}
+
+impl Native {
+    fn compile(spec: &FilterSpec) -> Result<Self, FilterError> {
+        let all = |patterns: &[Pattern]| -> Result<Vec<Compiled>, FilterError> {
+            patterns.iter().map(Compiled::new).collect()
+        };
+        let prefregex = spec.prefregex.as_ref().map(Compiled::new).transpose()?;
+        let failregex = all(&spec.failregex)?;
+        let host_in_prefix = prefregex.as_ref().is_some_and(Compiled::names_host);
+        for (pattern, compiled) in spec.failregex.iter().zip(&failregex) {
+            if !host_in_prefix && !compiled.names_host() {
+                return Err(FilterError {
+                    at: pattern.at.clone(),
+                    what: format!("the pattern {:?} says nowhere where the address is", pattern.text),
+                    hint: "put <HOST> or <ADDR> where the address stands in the line".to_owned(),
+                });
+            }
+        }
+        let (noaddress, ignoreregex) = (all(&spec.noaddress)?, all(&spec.ignoreregex)?);
+        Ok(Self { failregex, noaddress, ignoreregex, prefregex })
+    }
+
+    /// What it makes of `text`, a line whose date is cut out; `None` when it is no failure.
+    fn verdict(&self, text: &str) -> Option<Verdict> {
+        let mut content = text;
+        let mut outer = None;
+        if let Some(prefregex) = &self.prefregex {
+            let hit = prefregex.find(text)?;
+            outer = hit.host.and_then(|span| whole_address(text, span));
+            content = hit.content.and_then(|span| text.get(span)).unwrap_or(text);
+        }
+        let verdict = self
+            .failregex
+            .iter()
+            .find_map(|pattern| {
+                let hit = pattern.find(content)?;
+                // A match whose address is none, such as 999.1.1.1, is no match: another pattern may know better.
+                match hit.host {
+                    Some(span) => whole_address(content, span),
+                    None => outer,
+                }
+            })
+            .map(Verdict::Blame)
+            .or_else(|| {
+                self.noaddress.iter().any(|pattern| pattern.is_match(content)).then_some(Verdict::NoAddress)
+            })?;
+        (!self.ignoreregex.iter().any(|pattern| pattern.is_match(content))).then_some(verdict)
+    }
+
+    fn literals(&self) -> Option<Vec<Vec<u8>>> {
+        let own: Option<Vec<_>> =
+            self.failregex.iter().chain(&self.noaddress).map(|pattern| pattern.literals.clone()).collect();
+        own.map(|sets| sets.concat()).or_else(|| self.prefregex.as_ref()?.literals.clone())
     }
 }
 

@@ -1,28 +1,21 @@
-//! One compiled pattern, linear or gated, and the rule of what is a whole address.
+//! One compiled pattern of ours, and the rule of what is a whole address.
 #![forbid(unsafe_code)]
 
 use std::{net::IpAddr, ops::Range};
 
 use memchr::memmem::Finder;
-use regex::{Regex, RegexBuilder};
 
 use super::{
-    Dialect, FilterError, Pattern,
-    dialect::{self, Translated},
-    literal,
+    FilterError, Pattern, dialect, literal,
+    regexp::{Regexp, Search},
     split::Split,
 };
 use crate::net::parse_address;
 
-/// Bytes one compiled pattern may occupy; the largest of fail2ban's own need more than the crate's default.
-const COMPILED_BYTES_MAX: usize = 64 << 20;
-/// Steps a pattern with look-around may take on one line before it counts as not matching.
-const BACKTRACK_STEPS_MAX: usize = 100_000;
-
 /// A pattern ready to match.
 #[derive(Debug)]
 pub(super) struct Compiled {
-    engine: Engine,
+    regexp: Regexp,
     /// One of them is in every text that matches; `None` when nothing is known.
     pub(super) literals: Option<Vec<Vec<u8>>>,
     finder: Option<Finder<'static>>,
@@ -30,17 +23,6 @@ pub(super) struct Compiled {
     split: Option<Split>,
     hosts: Vec<usize>,
     content: Option<usize>,
-    nofail: Option<usize>,
-}
-
-#[derive(Debug)]
-enum Engine {
-    Linear(Regex),
-    /// Look-around and the like, behind a linear pattern that matches a superset.
-    Gated {
-        gate: Regex,
-        full: Box<fancy_regex::Regex>,
-    },
 }
 
 /// What a match captured, as byte ranges of the text.
@@ -48,71 +30,37 @@ enum Engine {
 pub(super) struct Hit {
     pub(super) host: Option<Range<usize>>,
     pub(super) content: Option<Range<usize>>,
-    /// The pattern says that its match is no failure by itself.
-    pub(super) nofail: bool,
 }
 
 impl Compiled {
-    pub(super) fn new(pattern: &Pattern, dialect: Dialect) -> Result<Self, FilterError> {
+    pub(super) fn new(pattern: &Pattern) -> Result<Self, FilterError> {
         let error =
             |what: String, hint: &str| FilterError { at: pattern.at.clone(), what, hint: hint.to_owned() };
-        let translated = dialect::translate(&pattern.text, dialect)
+        let translated = dialect::translate(&pattern.text)
             .map_err(|(what, hint)| error(format!("{what} in the pattern {:?}", pattern.text), &hint))?;
-        let linear = |text: &str| RegexBuilder::new(text).size_limit(COMPILED_BYTES_MAX).build();
-        let Translated { full, gate } = translated;
-        let (engine, required, names) = match (linear(&full), dialect) {
-            (Ok(regex), _) => {
-                let names = named(regex.capture_names());
-                (Engine::Linear(regex), full, names)
-            }
-            (Err(cause), Dialect::Native) => {
-                return Err(error(
-                    format!("the pattern does not compile: {}", last_line(&cause.to_string())),
-                    "native patterns are those of the Rust crate `regex`: no look-around, no back-references",
-                ));
-            }
-            (Err(_), Dialect::Fail2ban) => {
-                let fancy = fancy_regex::RegexBuilder::new(&full.replace(dialect::START_OF_TOKEN, ""))
-                    .backtrack_limit(BACKTRACK_STEPS_MAX)
-                    .delegate_size_limit(COMPILED_BYTES_MAX)
-                    .build()
-                    .map_err(|cause| {
-                        error(
-                            format!("the pattern does not compile: {}", last_line(&cause.to_string())),
-                            "check it with Python's `re`, whose language it must be in",
-                        )
-                    })?;
-                let names = named(fancy.capture_names());
-                let gate_regex = linear(&gate).map_err(|cause| {
-                    error(
-                        format!(
-                            "the pattern cannot be widened to a linear one: {}",
-                            last_line(&cause.to_string())
-                        ),
-                        "write it without look-around, back-references or conditionals",
-                    )
-                })?;
-                (Engine::Gated { gate: gate_regex, full: Box::new(fancy) }, gate, names)
-            }
-        };
-        let group = |wanted: &str| names.iter().find(|(_, name)| name == wanted).map(|(index, _)| *index);
-        let mut hosts: Vec<usize> = names
+        let regexp = Regexp::linear(&translated.full).map_err(|cause| {
+            error(
+                format!("the pattern does not compile: {cause}"),
+                "native patterns are those of the Rust crate `regex`: no look-around, no back-references",
+            )
+        })?;
+        let names = regexp.names();
+        let content = names.iter().find(|(_, name)| name == "content").map(|(index, _)| *index);
+        let hosts: Vec<usize> = names
             .iter()
-            .filter(|(_, n)| n == "host" || n.starts_with("host_"))
+            .filter(|(_, name)| name == "host" || name.starts_with("host_"))
             .map(|(index, _)| *index)
             .collect();
-        hosts.extend(group("fid"));
-        let literals = literal::required(&required);
+        let literals = literal::required(&translated.full);
         let finder = literals.as_deref().and_then(|set| match set {
             [only] => Some(Finder::new(only).into_owned()),
             _ => None,
         });
-        let (content, nofail) = (group("content"), group("nofail"));
-        let split = match (&engine, hosts.as_slice(), content, nofail) {
-            (Engine::Linear(_), [_], None, None) => Split::new(&required),
+        let split = match (hosts.as_slice(), content) {
+            ([_], None) => Split::new(&translated.full),
             _ => None,
         };
-        Ok(Self { engine, split, literals, finder, hosts, content, nofail })
+        Ok(Self { regexp, split, literals, finder, hosts, content })
     }
 
     /// Whether some part of it captures an address.
@@ -121,57 +69,28 @@ impl Compiled {
     }
 
     pub(super) fn is_match(&self, text: &str) -> bool {
-        if self.finder.as_ref().is_some_and(|finder| finder.find(text.as_bytes()).is_none()) {
-            return false;
-        }
-        match &self.engine {
-            Engine::Linear(regex) => regex.is_match(text),
-            Engine::Gated { gate, full } => gate.is_match(text) && full.is_match(text).unwrap_or(false),
-        }
+        self.has_literal(text) && self.regexp.test(text) == Search::Found(())
     }
 
     /// The leftmost match in `text`. Allocates only when there is one.
     pub(super) fn find(&self, text: &str) -> Option<Hit> {
-        if self.finder.as_ref().is_some_and(|finder| finder.find(text.as_bytes()).is_none()) {
+        if !self.has_literal(text) {
             return None;
         }
         if let Some(host) = self.split.as_ref().and_then(|split| split.find(text)) {
             return Some(Hit { host: Some(host), ..Hit::default() });
         }
-        match &self.engine {
-            Engine::Linear(regex) => {
-                if !regex.is_match(text) {
-                    return None;
-                }
-                let captures = regex.captures(text)?;
-                Some(self.hit(|index| captures.get(index).map(|m| m.range())))
-            }
-            Engine::Gated { gate, full } => {
-                if !gate.is_match(text) {
-                    return None;
-                }
-                let captures = full.captures(text).ok().flatten()?;
-                Some(self.hit(|index| captures.get(index).map(|m| m.start()..m.end())))
-            }
-        }
-    }
-
-    fn hit(&self, get: impl Fn(usize) -> Option<Range<usize>>) -> Hit {
-        Hit {
+        let Search::Found(groups) = self.regexp.search(text, 0) else { return None };
+        let get = |index: usize| groups.get(index).cloned().flatten();
+        Some(Hit {
             host: self.hosts.iter().find_map(|index| get(*index)),
-            content: self.content.and_then(&get),
-            nofail: self.nofail.and_then(&get).is_some(),
-        }
+            content: self.content.and_then(get),
+        })
     }
-}
 
-fn named<'a>(names: impl Iterator<Item = Option<&'a str>>) -> Vec<(usize, String)> {
-    names.enumerate().filter_map(|(index, name)| Some((index, name?.to_owned()))).collect()
-}
-
-/// The crates draw the pattern and put the reason last.
-fn last_line(text: &str) -> &str {
-    text.lines().last().unwrap_or(text).trim_start_matches("error: ")
+    fn has_literal(&self, text: &str) -> bool {
+        self.finder.as_ref().is_none_or(|finder| finder.find(text.as_bytes()).is_some())
+    }
 }
 
 /// The address at `span` of `text`, if it is a whole token there: an address that goes on to either side, as in

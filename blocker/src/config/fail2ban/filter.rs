@@ -1,9 +1,8 @@
 //! A fail2ban filter file as a [`FilterSpec`].
 //!
 //! `filter.d/NAME.conf` with its layers, its `[Init]`, and the options given in the jail (`filter = NAME[a=b]`), which
-//! win. Every line of `failregex` becomes a pattern with its place. Patterns that only make sense to fail2ban's joining
-//! of several lines are left out, each with a warning: taken alone they would blame the innocent. What a pattern
-//! means is the `filter` module's business.
+//! win. Every line of `failregex` becomes a pattern with its place. What a pattern means is the `filter` module's
+//! business.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     config::diagnostic::Findings,
-    filter::{Dialect, FilterSpec, Pattern, Place},
+    filter::{Dialect, Fail2banOptions, FilterSpec, Pattern, Place},
 };
 
 const SECTION: &str = "Definition";
@@ -101,25 +100,36 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn fill(&mut self, mut spec: FilterSpec) -> Result<FilterSpec, String> {
-        let prefregex = self.patterns("prefregex")?;
-        spec.prefregex = prefregex.into_iter().reduce(|first, next| Pattern {
-            // A pattern that was folded over several lines is one pattern.
-            text: format!("{}\n{}", first.text, next.text),
-            at: first.at,
-        });
-        let in_prefix = spec.prefregex.as_ref().is_some_and(|pattern| names_host(&pattern.text));
-        for pattern in self.patterns("failregex")? {
-            match unusable(&pattern.text, in_prefix) {
-                None => spec.failregex.push(pattern),
-                Some(why) => {
-                    let hint = "the filter's other patterns are in use";
-                    self.warn(&pattern.at, "failregex", format!("a pattern is left out: {why}"), hint);
-                }
-            }
-        }
+        spec.prefregex = self.folded("prefregex")?;
+        spec.failregex = self.patterns("failregex")?;
         spec.ignoreregex = self.patterns("ignoreregex")?;
-        self.leftovers();
+        spec.fail2ban = Fail2banOptions {
+            datepattern: self.folded("datepattern")?,
+            maxlines: self.maxlines()?,
+            journalmatch: self.patterns("journalmatch")?.into_iter().map(|line| line.text).collect(),
+            addresses_only: self.folded("usedns")?.is_some_and(|word| is_no(&word.text)),
+            journal: interpolate::tags("<logtype>", &self.tags).is_ok_and(|logtype| logtype == "journal"),
+            ..Fail2banOptions::default()
+        };
         Ok(spec)
+    }
+
+    /// The lines of an option as one pattern.
+    fn folded(&mut self, option: &str) -> Result<Option<Pattern>, String> {
+        let lines = self.patterns(option)?.into_iter();
+        Ok(lines
+            .reduce(|first, next| Pattern { text: format!("{}\n{}", first.text, next.text), at: first.at }))
+    }
+
+    fn maxlines(&mut self) -> Result<usize, String> {
+        let Some(lines) = self.folded("maxlines")? else { return Ok(1) };
+        let max = lines.text.parse::<usize>().ok().filter(|max| *max > 0);
+        Ok(max.unwrap_or_else(|| {
+            let message =
+                format!("{:?} is not used: it is no number of lines; each is matched alone", lines.text);
+            self.warn(&lines.at, "maxlines", message, "write a number from 1 on");
+            1
+        }))
     }
 
     /// The non-empty lines of an option, expanded.
@@ -141,51 +151,13 @@ impl Reading<'_> {
         }
     }
 
-    /// Says what else the file asks for that has no effect here.
-    fn leftovers(&mut self) {
-        for (option, harmless, message, hint) in [
-            (
-                "maxlines",
-                &["", "1"][..],
-                "patterns over several lines are not supported; each line is matched alone",
-                "write a pattern that finds the address in one line",
-            ),
-            (
-                "datepattern",
-                &["", "{^LN-BEG}"][..],
-                "blocker finds the date by itself; this pattern is not used",
-                "compare `blocker check` with your log if its dates are unusual",
-            ),
-        ] {
-            let Ok(lines) = self.lines(option) else { continue };
-            let Some(at) = lines.first().map(|line| line.at.clone()) else { continue };
-            let text = interpolate::tags(&joined(&lines), &self.tags).unwrap_or_default();
-            if !harmless.contains(&text.trim()) {
-                self.warn(&at, option, message.to_owned(), hint);
-            }
-        }
-    }
-
     fn warn(&mut self, at: &Place, key: &str, message: String, hint: &str) {
         let diagnostic = self.layers.diagnostic(at, key, message, hint);
         self.findings.push(diagnostic);
     }
 }
 
-/// Why a pattern must not be used on one line alone, or `None`. One with `<F-NOFAIL>` may: its match ends the search
-/// without a failure.
-fn unusable(text: &str, host_in_prefix: bool) -> Option<&'static str> {
-    if text.contains("<F-MLFGAINED>") || text.contains("(?P<mlfgained>") {
-        Some("it marks a login that succeeded (<F-MLFGAINED>)")
-    } else if !host_in_prefix && !names_host(text) {
-        Some("it names no address; fail2ban takes the address from an earlier line")
-    } else {
-        None
-    }
-}
-
-fn names_host(text: &str) -> bool {
-    const TAGS: [&str; 9] =
-        ["<HOST>", "<ADDR>", "<IP4>", "<IP6>", "<DNS>", "<CIDR>", "<SUBNET>", "(?P<host>", "<F-ADDR"];
-    TAGS.iter().any(|tag| text.contains(tag)) || text.contains("(?P<ip4>") || text.contains("(?P<ip6>")
+/// Whether `usedns` says so; fail2ban takes a word that it does not know for `no`.
+pub(super) fn is_no(usedns: &str) -> bool {
+    !["yes", "warn", "raw", "true"].iter().any(|word| usedns.eq_ignore_ascii_case(word))
 }

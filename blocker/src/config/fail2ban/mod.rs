@@ -19,3 +19,24 @@ mod jail;
 mod layers;
 
 pub(super) use jail::import;
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{Diagnostic, diagnostic::Findings};
+use crate::filter::FilterSpec;
+
+/// Reads the filter `name` of the fail2ban directory `dir`, with the options that `filter = NAME[a=b]` would give it,
+/// and what is to be said about its files.
+///
+/// # Errors
+/// A sentence that says why there is no such filter.
+pub fn read_fail2ban_filter(
+    dir: &Path,
+    name: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<(FilterSpec, Vec<Diagnostic>), String> {
+    let mut findings = Findings::default();
+    let (spec, _) = filter::read(dir, name, options, &mut findings)?;
+    let warnings = findings.finish().map_err(|errors| errors.to_string())?;
+    Ok((spec, warnings))
+}

@@ -1,0 +1,171 @@
+//! One compiled pattern of an imported filter, and what its groups are called.
+#![forbid(unsafe_code)]
+
+use std::{cell::Cell, sync::Arc};
+
+use memchr::memmem::Finder;
+
+use super::failure::{Facts, Value};
+use crate::filter::{
+    FilterError, Pattern,
+    dialect::{self, Imported},
+    literal,
+    pattern::whole_address,
+    regexp::{Groups, Regexp, Search},
+};
+
+/// Groups that can name who failed; a pattern without any blames nobody.
+const IDENTIFYING: [&str; 5] = ["fid", "ip4", "ip6", "dns", "mlfid"];
+
+/// A pattern ready to match.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    regexp: Regexp,
+    /// One of them is in every line whose text matches, with its date or without; `None` when nothing is known.
+    pub(super) literals: Option<Vec<Vec<u8>>>,
+    /// What is in every text that matches.
+    finder: Option<Finder<'static>>,
+    /// The named groups, by number.
+    names: Vec<(usize, Arc<str>)>,
+    /// Groups that stand in for another one when that captured nothing, in order.
+    alternates: Vec<(usize, Arc<str>)>,
+    /// Groups whose captures join another one's, in order.
+    tuples: Vec<(usize, Arc<str>)>,
+    /// The groups of lines that `<SKIPLINES>` passed over.
+    pub(super) skips: Vec<usize>,
+}
+
+impl Compiled {
+    pub(super) fn new(pattern: &Pattern, options: Imported) -> Result<Self, FilterError> {
+        let error =
+            |what: String, hint: &str| FilterError { at: pattern.at.clone(), what, hint: hint.to_owned() };
+        let translated = dialect::translate_imported(&pattern.text, options)
+            .map_err(|(what, hint)| error(format!("{what} in the pattern {:?}", pattern.text), &hint))?;
+        let regexp = Regexp::any(&translated).map_err(|cause| {
+            error(
+                format!("the pattern does not compile: {cause}"),
+                "check it with Python's `re`, whose language it must be in",
+            )
+        })?;
+        let names: Vec<(usize, Arc<str>)> =
+            regexp.names().into_iter().map(|(number, name)| (number, Arc::from(name))).collect();
+        let parts = |prefix: &str| {
+            let mut parts: Vec<_> = names
+                .iter()
+                .filter_map(|(number, name)| Some((name, *number, part_of(name.strip_prefix(prefix)?))))
+                .collect();
+            parts.sort();
+            parts.into_iter().map(|(_, number, whole)| (number, Arc::from(whole))).collect()
+        };
+        let (alternates, tuples) = (parts("alt_"), parts("tuple_"));
+        let skips = names.iter().filter(|(_, n)| n.starts_with("skiplines")).map(|(i, _)| *i).collect();
+        let linear = if regexp.is_linear() { &translated.full } else { &translated.gate };
+        let literals = literal::required_of_line(linear);
+        let finder = literal::required(linear).and_then(|set| match set.as_slice() {
+            [only] => Some(Finder::new(only).into_owned()),
+            _ => None,
+        });
+        Ok(Self { regexp, literals, finder, names, alternates, tuples, skips })
+    }
+
+    /// Whether some group can name who failed.
+    pub(super) fn identifies(&self) -> bool {
+        let whole = self.alternates.iter().chain(&self.tuples).chain(&self.names);
+        whole.into_iter().any(|(_, name)| IDENTIFYING.contains(&&**name))
+    }
+
+    pub(super) fn is_match(&self, text: &str, gave_up: &Cell<u64>) -> bool {
+        if !self.has_literal(text) {
+            return false;
+        }
+        match self.regexp.test(text) {
+            Search::Found(()) => true,
+            Search::None => false,
+            Search::GaveUp => {
+                gave_up.set(gave_up.get() + 1);
+                false
+            }
+        }
+    }
+
+    /// The leftmost match in `text`. Allocates only when there is one.
+    pub(super) fn find(&self, text: &str, gave_up: &Cell<u64>) -> Option<Groups> {
+        if !self.has_literal(text) {
+            return None;
+        }
+        match self.regexp.search(text, 0) {
+            Search::Found(groups) => Some(groups),
+            Search::None => None,
+            Search::GaveUp => {
+                gave_up.set(gave_up.get() + 1);
+                None
+            }
+        }
+    }
+
+    fn has_literal(&self, text: &str) -> bool {
+        self.finder.as_ref().is_none_or(|finder| finder.find(text.as_bytes()).is_some())
+    }
+
+    /// The text of the group `content`, if it captured any.
+    pub(super) fn content<'t>(&self, text: &'t str, groups: &Groups) -> Option<&'t str> {
+        let (number, _) = self.names.iter().find(|(_, name)| &**name == "content")?;
+        text.get(groups.get(*number)?.clone()?).filter(|content| !content.is_empty())
+    }
+
+    /// Takes out whatever the pattern has a group for: what it did not capture is not there.
+    pub(super) fn clear(&self, facts: &mut Facts) {
+        for (_, name) in &self.names {
+            facts.groups.remove(name);
+            facts.addresses.remove(name);
+        }
+    }
+
+    /// Notes what the groups captured.
+    pub(super) fn facts(&self, text: &str, groups: &Groups, facts: &mut Facts) {
+        let span = |number: usize| groups.get(number).cloned().flatten();
+        let note = |facts: &mut Facts, number: usize, name: &Arc<str>| {
+            let Some(captured) = span(number).and_then(|span| text.get(span)) else { return };
+            if IDENTIFYING.contains(&&**name) {
+                match span(number).and_then(|span| whole_address(text, span)) {
+                    Some(address) => facts.addresses.insert(Arc::clone(name), address),
+                    None => facts.addresses.remove(name),
+                };
+            }
+            facts.groups.insert(Arc::clone(name), Value::bounded(captured));
+        };
+        for (number, name) in &self.names {
+            note(facts, *number, name);
+        }
+        for (number, name) in &self.alternates {
+            if !facts.says(name) && span(*number).is_some_and(|span| !span.is_empty()) {
+                note(facts, *number, name);
+            }
+        }
+        for (number, name) in &self.tuples {
+            let part = span(*number).and_then(|span| text.get(span)).map(str::to_owned);
+            let parts = match facts.groups.remove(name) {
+                Some(Value::Tuple(mut parts)) => {
+                    parts.push(part);
+                    parts
+                }
+                Some(Value::Text(first)) => vec![Some(first), part],
+                None => vec![None, part],
+            };
+            facts.addresses.remove(name);
+            facts.groups.insert(Arc::clone(name), Value::Tuple(parts));
+        }
+    }
+}
+
+/// The group that one of several belongs to: `user` for `user_1`.
+fn part_of(name: &str) -> String {
+    let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let bare = &name[..name.len() - digits];
+    let whole = if digits > 0 { bare.strip_suffix('_').unwrap_or(name) } else { name };
+    match whole {
+        "id" => "fid".to_owned(),
+        "port" => "fport".to_owned(),
+        whole => whole.to_owned(),
+    }
+}
