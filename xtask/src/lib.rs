@@ -5,6 +5,7 @@ use std::path::PathBuf;
 pub mod bench;
 pub mod build;
 pub mod check;
+pub mod conformance;
 pub mod demo;
 pub mod django;
 pub mod lab;

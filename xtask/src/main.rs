@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, demo, lab::agent::Backend, run, setup, test};
+use xtask::{bench, build, check, conformance, demo, lab::agent::Backend, run, setup, test};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Sets up, builds, shows, tests and measures blocker")]
@@ -52,6 +52,15 @@ enum Verb {
     },
     /// Formatting, lints, the wall between the layers, the shipped configuration.
     Check,
+    /// Holds our reading of fail2ban's filters and jails against fail2ban's own.
+    Conformance {
+        /// A source tree of fail2ban, instead of the installed package.
+        #[arg(long, value_name = "DIR")]
+        fail2ban: Option<PathBuf>,
+        /// Print the reports as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints figures as ratios within one run.
     Bench {
         /// Which; all when none is named.
@@ -81,6 +90,7 @@ fn run_verb(verb: Verb) -> anyhow::Result<()> {
         Verb::Run { config, interfaces, backend } => run::run(&config, &interfaces, backend),
         Verb::Test { filter } => test::run(&filter),
         Verb::Check => check::run(),
+        Verb::Conformance { fail2ban, json } => conformance::run(fail2ban.as_deref(), json),
         Verb::Bench { which } => bench::run(&which),
     }
 }

@@ -21,10 +21,12 @@ pub enum Need {
     Bpf,
     /// What demo, tests and benchmarks run beside the agent.
     Lab,
+    /// fail2ban, to be compared with; its service is not started.
+    Incumbent,
 }
 
 /// Every need.
-pub const ALL: [Need; 3] = [Need::CLibraries, Need::Bpf, Need::Lab];
+pub const ALL: [Need; 4] = [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent];
 
 /// A compiler that can build `core` for BPF, and how to call it.
 #[derive(Clone, Debug)]
@@ -58,6 +60,7 @@ pub fn run(needs: &[Need], print_only: bool) -> Result<()> {
             Need::CLibraries => installer.packages(&missing_libraries()?)?,
             Need::Lab => installer.packages(&missing_tools())?,
             Need::Bpf => installer.bpf()?,
+            Need::Incumbent => installer.incumbent()?,
         }
     }
     Ok(())
@@ -96,6 +99,21 @@ impl Installer {
         let mut install = as_root("apt-get");
         install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
         self.step(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
+    }
+
+    /// fail2ban's package, with a policy that keeps its service from starting while it is installed.
+    fn incumbent(&self) -> Result<()> {
+        if is_installed("fail2ban") {
+            return Ok(());
+        }
+        if !has("apt-get") {
+            println!("setup: fail2ban is compared with only where its Debian package can be installed");
+            return Ok(());
+        }
+        let policy = if self.print_only { None } else { Policy::no_services()? };
+        self.packages(&["fail2ban".to_owned()])?;
+        drop(policy);
+        Ok(())
     }
 
     /// A nightly Rust with its source where rustup can have one and the distribution has that nightly's LLVM, else the
@@ -137,6 +155,36 @@ impl Installer {
         install.arg(format!("llvm-{llvm}")).arg("--root").arg(linker_root(llvm));
         // The lint and wrapper settings of this workspace are not meant for another project.
         self.step(install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}")).current_dir("/"))
+    }
+}
+
+/// Debian's word to packages that they may start no service (invoke-rc.d(8)); taken back on drop.
+struct Policy;
+
+const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
+
+impl Policy {
+    /// `None` where the host has a policy of its own.
+    fn no_services() -> Result<Option<Self>> {
+        if Path::new(POLICY_FILE).exists() {
+            return Ok(None);
+        }
+        let policy = Self;
+        let script = format!("printf '#!/bin/sh\\nexit 101\\n' > {POLICY_FILE} && chmod 755 {POLICY_FILE}");
+        let status = as_root("sh").args(["-c", &script]).status()?;
+        if !status.success() {
+            bail!("write {POLICY_FILE}, which keeps a package's service from starting: {status}");
+        }
+        Ok(Some(policy))
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        let removed = as_root("rm").args(["-f", POLICY_FILE]).status();
+        if !removed.is_ok_and(|status| status.success()) {
+            eprintln!("setup: remove {POLICY_FILE} by hand; it keeps services from starting");
+        }
     }
 }
 

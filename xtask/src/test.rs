@@ -38,7 +38,7 @@ impl Counts {
 /// # Errors
 /// When something cannot be built, or a test failed.
 pub fn run(filter: &[String]) -> Result<()> {
-    setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
+    setup::ensure(&setup::ALL)?;
     if let Err(error) = build::object() {
         println!("the XDP program cannot be built here, its tests are skipped: {error:#}");
     }

@@ -5,7 +5,7 @@
 //! business.
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     ini::{RawValue, ValueLine},
@@ -49,7 +49,8 @@ pub(super) fn read(
         dialect: Dialect::Fail2ban,
         ..FilterSpec::default()
     };
-    let mut reading = Reading { tags: collect_tags(&layers, given)?, layers: &layers, findings };
+    let tags = collect_tags(&layers, given)?;
+    let mut reading = Reading { tags, given, path: spec.path.clone(), layers: &layers, findings };
     let spec = reading.fill(spec)?;
     Ok((spec, layers))
 }
@@ -93,7 +94,10 @@ fn joined(lines: &[ValueLine]) -> String {
 }
 
 struct Reading<'a> {
+    path: PathBuf,
     layers: &'a Layers,
+    /// What the jail gives, over what the files say.
+    given: &'a Tags,
     tags: Tags,
     findings: &'a mut Findings,
 }
@@ -143,8 +147,19 @@ impl Reading<'_> {
         Ok(patterns)
     }
 
+    /// An option of the filter: as given in the jail, else as `[Init]` has it, else as `[Definition]`.
     fn lines(&self, option: &str) -> Result<RawValue, String> {
-        match interpolate::value(self.layers, SECTION, option) {
+        let section = if self.layers.is_own("Init", option) { "Init" } else { SECTION };
+        let found = interpolate::value(self.layers, section, option);
+        if let Some(text) = self.given.get(option) {
+            let at = found.and_then(Result::ok).and_then(|lines| Some(lines.first()?.at.clone()));
+            let at = at.unwrap_or_else(|| Place { path: self.path.clone(), ..Place::default() });
+            return Ok(text
+                .lines()
+                .map(|text| ValueLine { text: text.to_owned(), at: at.clone() })
+                .collect());
+        }
+        match found {
             None => Ok(RawValue::new()),
             Some(Ok(lines)) => Ok(lines),
             Some(Err(why)) => Err(format!("its {option} cannot be expanded: {why}")),

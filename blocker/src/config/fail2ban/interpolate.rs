@@ -23,8 +23,8 @@ const NAMED_MAX: usize = 4_096;
 const LINES_MAX: usize = 16_384;
 /// Why a value that names itself is not used.
 const ENDLESS: &str = "values name one another without end";
-/// Tags replaced in one line at most.
-const TAGS_MAX: usize = 1_024;
+/// Tags replaced in one value at most; fail2ban's own filters for several lines of sshd need more than a thousand.
+const TAGS_MAX: usize = 8_192;
 
 /// The value of `section`/`option` with every `%(x)s` expanded; `None` when there is no such option. Lines that an
 /// expansion within a line brings in have the place of the line that asked for them.

@@ -1,7 +1,7 @@
 //! One compiled pattern of an imported filter, and what its groups are called.
 #![forbid(unsafe_code)]
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, net::IpAddr, ops::Range, sync::Arc};
 
 use memchr::memmem::Finder;
 
@@ -127,7 +127,8 @@ impl Compiled {
         let note = |facts: &mut Facts, number: usize, name: &Arc<str>| {
             let Some(captured) = span(number).and_then(|span| text.get(span)) else { return };
             if IDENTIFYING.contains(&&**name) {
-                match span(number).and_then(|span| whole_address(text, span)) {
+                let end = span(0).map_or(text.len(), |whole| whole.end);
+                match span(number).and_then(|span| address(text, span, end)) {
                     Some(address) => facts.addresses.insert(Arc::clone(name), address),
                     None => facts.addresses.remove(name),
                 };
@@ -158,6 +159,27 @@ impl Compiled {
     }
 }
 
+/// Digits of a port at most.
+const PORT_DIGITS_MAX: usize = 5;
+
+/// The address at `span`, if it is a whole token, or the match, which ends at `end`, goes on with its port: in
+/// `2001:db8::1:443` only the pattern knows where the address ends.
+fn address(text: &str, span: Range<usize>, end: usize) -> Option<IpAddr> {
+    whole_address(text, span.clone()).or_else(|| {
+        let behind = text.get(span.end..end)?.strip_prefix([':', '-'])?;
+        let digits = behind.bytes().take_while(u8::is_ascii_digit).count();
+        let mut rest = text.get(span.end + 1 + digits..)?.chars();
+        let in_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+        let ends = match rest.next() {
+            Some(':' | '.' | '-') => !in_word(rest.next()),
+            next => !in_word(next),
+        };
+        ((1..=PORT_DIGITS_MAX).contains(&digits) && ends)
+            .then(|| whole_address(text.get(..span.end)?, span))
+            .flatten()
+    })
+}
+
 /// The group that one of several belongs to: `user` for `user_1`.
 fn part_of(name: &str) -> String {
     let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
@@ -167,5 +189,31 @@ fn part_of(name: &str) -> String {
         "id" => "fid".to_owned(),
         "port" => "fport".to_owned(),
         whole => whole.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_ends_at_its_port_where_the_pattern_says_so() {
+        for (text, token, consumed, whole) in [
+            ("x 2001:db8::1:443 y", "2001:db8::1", ":443 y", true),
+            ("x 2001:db8::1:443 y", "2001:db8::1", "", false),
+            ("x 2001:db8::1:443", "2001:db8::1", ":443", true),
+            ("x 2001:db8::1:443:5", "2001:db8::1", ":443", false),
+            ("x 1.2.3.4:443: y", "1.2.3.4", ":443: y", true),
+            ("x 1.2.3.4-443;y", "1.2.3.4", "-443;", true),
+            ("x 1.2.3.4-443.example", "1.2.3.4", "-443.", false),
+            ("x 1.2.3.4-x", "1.2.3.4", "-x", false),
+            ("x 1.2.3.4.5", "1.2.3.4", ".5", false),
+            ("x 11.2.3.4:443 y", "1.2.3.4", ":443 y", false),
+            ("x 1.2.3.4:443123 y", "1.2.3.4", ":443123 y", false),
+        ] {
+            let start = text.find(token).unwrap();
+            let end = start + token.len();
+            assert_eq!(address(text, start..end, end + consumed.len()).is_some(), whole, "{text} {consumed}");
+        }
     }
 }
