@@ -143,8 +143,8 @@ fn ends_token(right: &str, token: &str) -> bool {
             let mut rest = after.as_str()[digits..].chars();
             digits <= 5
                 && match rest.next() {
-                    Some(c) if c.is_alphanumeric() || matches!(c, ':' | '_') => false,
-                    Some('.') => !rest.next().is_some_and(char::is_alphanumeric),
+                    Some(c) if c.is_alphanumeric() || c == '_' => false,
+                    Some('.' | ':') => !rest.next().is_some_and(|c| c.is_alphanumeric() || c == ':'),
                     _ => true,
                 }
         }
@@ -165,6 +165,7 @@ mod tests {
             ("from 1.2.3.4: x", "1.2.3.4", true),
             ("from 1.2.3.4:443 x", "1.2.3.4", true),
             ("from 1.2.3.4:443, x", "1.2.3.4", true),
+            ("from 1.2.3.4:443: x", "1.2.3.4", true),
             ("client:1.2.3.4", "1.2.3.4", true),
             ("[1.2.3.4]", "1.2.3.4", true),
             ("ip=1.2.3.4 ", "1.2.3.4", true),
@@ -187,6 +188,8 @@ mod tests {
             ("2001:db8::1:2", "2001:db8::1", false),
             ("fe80::1%eth0", "fe80::1", false),
             ("1.2.3.4:1.2.3.4", "1.2.3.4", false),
+            ("1.2.3.4:443:5", "1.2.3.4", false),
+            ("1.2.3.4:443::", "1.2.3.4", false),
             ("999.1.1.1", "999.1.1.1", false),
             ("01.2.3.4", "01.2.3.4", false),
         ] {
