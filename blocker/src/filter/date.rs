@@ -35,7 +35,8 @@ pub struct Found {
 ///
 /// Forms: `2026-11-24 02:47:40,414` and `2026/11/24 02:47:40` (also with `T`, a fraction, `Z`, `+01:00`), syslog's
 /// `Nov 24 02:47:40` (RFC 3164, no year: the one that puts it nearest before now + 1 day), the C library's
-/// `Tue Nov 24 02:47:40 2026`, `24/Nov/2026:02:47:40 +0000` (the common log format), seconds since the epoch.
+/// `Tue Nov 24 02:47:40 2026`, `24/Nov/2026:02:47:40 +0000` (the common log format), BIND's
+/// `24-Nov-2026 02:47:40.123`, xrdp's `20261124-02:47:40`, seconds since the epoch.
 pub fn find(line: &str, clock: Clock) -> Option<Found> {
     let bytes = line.as_bytes();
     let mut start = bytes.iter().take_while(|b| **b == b' ').count();
@@ -59,20 +60,12 @@ fn date_at(bytes: &[u8], start: usize, clock: Clock) -> Option<Found> {
     let first = *bytes.get(start)?;
     let mut cursor = Cursor { bytes, at: start };
     let at = if first.is_ascii_digit() {
-        let mut other = Cursor { bytes, at: start };
-        match numeric(&mut cursor, clock) {
-            Some(at) => at,
-            None => {
-                cursor.at = start;
-                match common_log(&mut other, clock) {
-                    Some(at) => {
-                        cursor.at = other.at;
-                        at
-                    }
-                    None => epoch(&mut cursor)?,
-                }
-            }
-        }
+        let forms: [fn(&mut Cursor<'_>, Clock) -> Option<Timestamp>; 4] =
+            [numeric, common_log, compact, epoch];
+        forms.into_iter().find_map(|form| {
+            cursor.at = start;
+            form(&mut cursor, clock)
+        })?
     } else if first.is_ascii_alphabetic() {
         named(&mut cursor, clock)?
     } else {
@@ -98,12 +91,12 @@ fn numeric(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
     instant(year, month, day, time, zone, clock)
 }
 
-/// `24/Nov/2026:02:47:40 +0000`.
+/// `24/Nov/2026:02:47:40 +0000`, and BIND's `24-Nov-2026 02:47:40.123`.
 fn common_log(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
     let day = c.number(2, 2)?;
-    c.byte(b'/')?;
+    let separator = c.one_of(b"/-")?;
     let month = c.month()?;
-    c.byte(b'/')?;
+    c.byte(separator)?;
     let year = c.number(4, 4)?;
     c.one_of(b": ")?;
     let time = c.time_of_day()?;
@@ -111,8 +104,16 @@ fn common_log(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
     instant(year, month, day, time, zone, clock)
 }
 
+/// xrdp's `20261124-02:47:40`.
+fn compact(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+    let (year, month, day) = (c.number(4, 4)?, c.number(2, 2)?, c.number(2, 2)?);
+    c.byte(b'-')?;
+    let time = c.time_of_day()?;
+    instant(year, month, day, time, None, clock)
+}
+
 /// `1732416460` or `1732416460.123`: ten or eleven digits.
-fn epoch(c: &mut Cursor<'_>) -> Option<Timestamp> {
+fn epoch(c: &mut Cursor<'_>, _: Clock) -> Option<Timestamp> {
     let secs = c.number(10, 11)?;
     let micros = c.fraction();
     Some(Timestamp::from_micros(secs * 1_000_000 + micros))
@@ -335,6 +336,8 @@ mod tests {
             ("Nov 25 13:00:01 host x", " host x", 1_764_075_601),
             ("[Tue Nov 24 02:47:40.1 2026] [x]", "[] [x]", 1_795_488_460),
             ("203.0.113.9 - - [24/Nov/2026:02:47:40 +0000] \"GET", "203.0.113.9 - - [] \"GET", 1_795_488_460),
+            ("24-Nov-2026 02:47:40.123 client x", " client x", 1_795_488_460),
+            ("[20261124-02:47:40] [INFO ] x", "[] [INFO ] x", 1_795_488_460),
             ("1732416460|WARNING|x", "|WARNING|x", 1_732_416_460),
             ("[1732416460.123] x", "[] x", 1_732_416_460),
         ] {
@@ -358,6 +361,8 @@ mod tests {
             "17324164600000 x",
             "user 2026-11-24 02:47:40",
             "x [2026-11-24 02:47:40 y",
+            "20261324-02:47:40 x",
+            "24-Nov/2026 02:47:40 x",
             "Növ 24 02:47:40",
         ] {
             assert_eq!(find(line, Clock::default()), None, "{line}");
