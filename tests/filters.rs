@@ -65,26 +65,32 @@ fn shipped_filters_make_of_their_samples_what_they_say() {
     }
 }
 
+/// Filters that see failures of other filters' daemons too.
+const GENERIC: [&str; 1] = ["pam-generic"];
+
 #[test]
-fn all_shipped_filters_on_one_source_find_what_each_finds_alone() {
+fn no_shipped_filter_blames_for_a_failure_of_another() {
     let filters = shipped();
     let mut block = Vec::new();
     let mut wanted = Vec::new();
-    for (index, filter) in filters.iter().enumerate() {
+    for (index, filter) in filters.iter().enumerate().filter(|(_, f)| !GENERIC.contains(&&*f.name)) {
         for sample in &filter.samples {
-            block.extend_from_slice(sample.line.as_bytes());
-            block.extend_from_slice(b"\r\nnoise 203.0.113.77\n\n");
-            wanted.extend(sample.host.as_deref().map(|h| (index, Verdict::Blame(parse(h)))));
+            if let Some(host) = &sample.host {
+                block.extend_from_slice(sample.line.as_bytes());
+                block.extend_from_slice(b"\r\nnoise 203.0.113.77\n\n");
+                wanted.push((&*filters[index].name, Verdict::Blame(parse(host)), &*sample.line));
+            }
         }
     }
     let mut found = Vec::new();
     SourceMatcher::new(filters.clone()).scan(&block, clock(), |line| {
-        found.extend(
-            (0..filters.len())
-                .filter_map(|i| Some((i, line.verdict(i).filter(|v| *v != Verdict::NoAddress)?))),
-        );
+        found.extend((0..filters.len()).filter_map(|i| Some((&*filters[i].name, line.verdict(i)?))));
     });
-    assert_eq!(found, wanted);
+    found.retain(|(name, verdict)| !GENERIC.contains(name) && *verdict != Verdict::NoAddress);
+    for (found, (name, verdict, line)) in found.iter().zip(&wanted) {
+        assert_eq!(*found, (*name, *verdict), "{line}");
+    }
+    assert_eq!(found.len(), wanted.len());
 }
 
 fn parse(host: &str) -> IpAddr {
