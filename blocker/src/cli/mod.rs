@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod check;
+mod filter;
 mod show;
 
 /// Where the agent listens when the configuration does not say.
@@ -74,6 +75,9 @@ enum Verb {
         #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Proves filters and tries them out.
+    #[command(subcommand)]
+    Filter(filter::FilterVerb),
     /// Shows what enforces and why, the jails, the sources, and what is wrong.
     Status,
     /// Lists the bans, read back from the kernel.
@@ -134,6 +138,7 @@ pub fn main() -> ExitCode {
     match cli.verb {
         Verb::Run { config, interfaces, backend } => run(config, interfaces, backend),
         Verb::Check { config } => check::check(&config, cli.json),
+        Verb::Filter(verb) => filter::run(&verb, cli.json),
         Verb::Flush { yes: false } => {
             complain("this lifts every ban, also permanent ones; say `blocker flush --yes` if that is meant");
             ExitCode::FAILURE
@@ -179,7 +184,7 @@ fn ask(socket: &std::path::Path, as_json: bool, verb: &Verb) -> ExitCode {
         Verb::Disallow { prefix } => ("disallow", json!({ "prefix": prefix })),
         Verb::Reload => ("reload", json!({})),
         Verb::Flush { .. } => ("flush", json!({})),
-        Verb::Run { .. } | Verb::Check { .. } => return ExitCode::FAILURE,
+        Verb::Run { .. } | Verb::Check { .. } | Verb::Filter(_) => return ExitCode::FAILURE,
     };
     match client::call(socket, method, params) {
         Ok(result) => {

@@ -13,6 +13,7 @@
 //! | `date` | finds the date of a line |
 //! | `imported` | filters in fail2ban's language, with what they remember from line to line |
 //! | `matcher` | all filters of a source over whole blocks |
+//! | `lint` | whether the text of a line can choose whom a filter blames |
 #![forbid(unsafe_code)]
 
 use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
@@ -20,6 +21,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 pub mod date;
 mod dialect;
 pub mod imported;
+pub mod lint;
 mod literal;
 mod matcher;
 mod pattern;
