@@ -39,6 +39,23 @@ impl Incumbent {
         Ok(found)
     }
 
+    /// What `fail2ban-client -d` says of the configuration in `dir`, and its complaints.
+    pub(crate) fn dump(&self, dir: &Path) -> (String, String) {
+        let tree = env::var_os(TREE).map(PathBuf::from);
+        let mut command = match &tree {
+            Some(tree) => {
+                let mut command = Command::new("python3");
+                command.env("PYTHONPATH", tree).arg(tree.join("bin/fail2ban-client"));
+                command
+            }
+            None => Command::new("fail2ban-client"),
+        };
+        let output = command.arg("-c").arg(dir).arg("-d").env("PYTHONDONTWRITEBYTECODE", "1").output();
+        let output = output.unwrap_or_else(|error| panic!("run fail2ban-client -d: {error}"));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr))
+    }
+
     fn installed() -> Option<Self> {
         let listing = Command::new("dpkg").args(["-L", "fail2ban"]).output().ok()?;
         let listing = String::from_utf8_lossy(&listing.stdout).into_owned();

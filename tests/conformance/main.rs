@@ -5,4 +5,6 @@
 #![forbid(unsafe_code)]
 
 mod incumbent;
+mod jails;
+mod python;
 mod samples;

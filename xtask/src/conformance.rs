@@ -44,6 +44,24 @@ pub fn record(name: &str, cases: usize, agreeing: usize, differences: impl IntoI
     writeln!(file, "{line}").expect("the file of reports");
 }
 
+/// Copies a folder with everything in it.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs the comparisons, with the source tree `fail2ban` instead of the installed package if one is given, and prints
 /// what came of them.
 ///

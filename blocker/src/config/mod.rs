@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::policy::Policy;
 
 mod diagnostic;
-mod fail2ban;
+pub mod fail2ban;
 mod filters;
 mod jails;
 mod main_file;

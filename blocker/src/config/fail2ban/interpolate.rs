@@ -1,182 +1,147 @@
-//! Puts values into values: `%(option)s` as the file reader does it, then `<tag>` as filters do it.
+//! `%(option)s` in values, as fail2ban's file reader expands it.
 //!
-//! `%(x)s` looks in the section, then in `[DEFAULT]`; `%(section/x)s`, `%(default/x)s` and `%(known/x)s` say where.
-//! `<x>` comes from a filter's own options and those given to it; a tag that is none of them (`<HOST>`, `<F-USER>`,
-//! a group's name) stays as it is. Both are bounded in steps and size, so a value that names itself ends in an
-//! error and not in a hang.
+//! An option is looked for among those given from outside (a jail's, for its filter), in the section, then in
+//! `[DEFAULT]`; `%(section/x)s`, `%(default/x)s` and `%(known/x)s` say where. What was found is expanded in turn where
+//! it was asked for: its own names are looked up in the first section, not in that which it came from. Depth, steps and
+//! size are bounded, so a value that names itself ends in an error and not in a hang.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
-    ini::{RawValue, ValueLine},
+    ini::{RawValue, ValueLine, text_of},
     layers::Layers,
 };
 
-/// How deep values may name one another.
-const DEPTH_MAX: usize = 32;
+/// How deep values may name one another: Python's own limit is 10.
+const DEPTH_MAX: usize = 10;
 /// Bytes of one value at most, after expansion.
-const VALUE_BYTES_MAX: usize = 1 << 18;
+pub(super) const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Options named while one value is expanded at most; empty ones would never meet the limit in bytes.
 const NAMED_MAX: usize = 4_096;
 /// Lines of one value at most, after expansion.
 const LINES_MAX: usize = 16_384;
 /// Why a value that names itself is not used.
-const ENDLESS: &str = "values name one another without end";
-/// Tags replaced in one value at most; fail2ban's own filters for several lines of sshd need more than a thousand.
-const TAGS_MAX: usize = 8_192;
+pub(super) const ENDLESS: &str = "values name one another without end";
+
+/// Options given from outside a file; they stand before its own.
+pub(super) type Vars = BTreeMap<String, RawValue>;
 
 /// The value of `section`/`option` with every `%(x)s` expanded; `None` when there is no such option. Lines that an
 /// expansion within a line brings in have the place of the line that asked for them.
 ///
 /// # Errors
 /// Names what could not be found or did not end.
-pub(super) fn value(layers: &Layers, section: &str, option: &str) -> Option<Result<RawValue, String>> {
-    let raw = layers.get(section, option)?;
-    Some(lines(layers, section, raw, 0, &mut { NAMED_MAX }))
-}
-
-fn lines(
+pub(super) fn value(
     layers: &Layers,
     section: &str,
-    raw: &RawValue,
-    depth: usize,
-    left: &mut usize,
-) -> Result<RawValue, String> {
-    if depth > DEPTH_MAX || *left == 0 {
-        return Err(ENDLESS.to_owned());
-    }
-    let mut found = RawValue::new();
-    for line in raw {
-        let whole = line.text.strip_prefix("%(").and_then(|text| text.strip_suffix(")s"));
-        if let Some(name) = whole.filter(|name| !name.contains(')') && *name != "__name__") {
-            // A line that is nothing but another option is that option, with its places.
-            *left = left.saturating_sub(1);
-            let (home, raw) = find(layers, section, name)?;
-            found.extend(lines(layers, home, raw, depth + 1, left)?);
-        } else {
-            let text = expand(layers, section, &line.text, depth, left)?;
-            let texts = text.split('\n').map(str::trim);
-            found.extend(texts.map(|text| ValueLine { text: text.to_owned(), at: line.at.clone() }));
-        }
-        if found.len() > LINES_MAX {
-            return Err(format!("the value grows past {LINES_MAX} lines"));
-        }
-    }
-    Ok(found)
+    option: &str,
+    vars: &Vars,
+) -> Option<Result<RawValue, String>> {
+    let raw = vars.get(option).or_else(|| layers.get(section, option))?;
+    let mut expanding = Expanding { layers, section, vars, named: 0, bytes: 0 };
+    Some(expanding.lines(raw, 1))
 }
 
-fn expand(
-    layers: &Layers,
-    section: &str,
-    text: &str,
-    depth: usize,
-    left: &mut usize,
-) -> Result<String, String> {
-    if depth > DEPTH_MAX || *left == 0 {
-        return Err(ENDLESS.to_owned());
-    }
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('%') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix('%') {
-            out.push('%');
-            rest = after;
-        } else if let Some(inner) = rest.strip_prefix('(')
-            && let Some((name, after)) = inner.split_once(")s")
-        {
-            *left = left.saturating_sub(1);
-            out.push_str(&named(layers, section, name, depth, left)?);
-            rest = after;
-        } else {
-            return Err("a single `%` must be written `%%`, or begin `%(option)s`".to_owned());
-        }
-        if out.len() > VALUE_BYTES_MAX {
-            return Err(format!("the value grows past {VALUE_BYTES_MAX} bytes"));
-        }
-    }
-    out.push_str(rest);
-    Ok(out)
+struct Expanding<'a> {
+    layers: &'a Layers,
+    section: &'a str,
+    vars: &'a Vars,
+    /// Options named so far.
+    named: usize,
+    /// Bytes made so far.
+    bytes: usize,
 }
 
-fn named(
-    layers: &Layers,
-    section: &str,
-    name: &str,
-    depth: usize,
-    left: &mut usize,
-) -> Result<String, String> {
-    if name.eq_ignore_ascii_case("__name__") {
-        return Ok(section.to_owned());
-    }
-    let (home, raw) = find(layers, section, name)?;
-    let mut texts = Vec::new();
-    for line in raw {
-        texts.push(expand(layers, home, &line.text, depth + 1, left)?);
-    }
-    Ok(texts.join("\n"))
-}
-
-/// The option that `%(name)s` in `section` means, and the section to go on in.
-fn find<'a>(layers: &'a Layers, section: &'a str, name: &'a str) -> Result<(&'a str, &'a RawValue), String> {
-    let option = name.to_lowercase();
-    let (home, raw) = match name.split_once('/') {
-        Some((home, rest)) if home.eq_ignore_ascii_case("default") => {
-            (section, layers.defaults.get(&rest.to_lowercase()))
+impl<'a> Expanding<'a> {
+    fn lines(&mut self, raw: &[ValueLine], depth: usize) -> Result<RawValue, String> {
+        if depth > DEPTH_MAX {
+            return Err(ENDLESS.to_owned());
         }
-        Some(("known", rest)) => {
-            // The value hidden by a later file, or else the one that the section's own hides.
-            let hidden = layers.sections.get(section).and_then(|s| s.get(&option));
-            (section, hidden.or_else(|| layers.defaults.get(&rest.to_lowercase())))
-        }
-        Some((home, rest)) => (home, layers.sections.get(home).and_then(|s| s.get(&rest.to_lowercase()))),
-        None => (section, layers.get(section, &option)),
-    };
-    raw.map(|raw| (home, raw)).ok_or_else(|| format!("`%({name})s` names an option that is not there"))
-}
-
-/// Options that may stand in a value as `<name>`.
-pub(super) type Tags = BTreeMap<String, String>;
-
-/// Replaces every `<name>` that `tags` has, innermost first, until none is left.
-///
-/// # Errors
-/// Says which tag does not end.
-pub(super) fn tags(text: &str, tags: &Tags) -> Result<String, String> {
-    let mut text = text.to_owned();
-    let mut from = 0;
-    for _ in 0..TAGS_MAX {
-        let Some((start, end)) = innermost(&text, from) else { return Ok(text) };
-        match tags.get(&text[start + 1..end]) {
-            Some(value) => {
-                text.replace_range(start..=end, value);
-                // An outer tag may have become whole: `<mode-<x>>` holds `<x>`.
-                from = 0;
-                if text.len() > VALUE_BYTES_MAX {
-                    return Err(format!("the value grows past {VALUE_BYTES_MAX} bytes"));
+        let mut found = RawValue::new();
+        for line in raw {
+            let whole = line.text.strip_prefix("%(").and_then(|text| text.strip_suffix(")s"));
+            match whole.filter(|name| !name.is_empty() && !name.contains(')')).map(|name| self.find(name)) {
+                // A line that is nothing but another option is that option, with its places.
+                Some(named) => found.extend(self.lines(&named?, depth + 1)?),
+                None => {
+                    let text = self.text(&line.text, depth)?;
+                    let texts = text.split('\n');
+                    found.extend(texts.map(|text| ValueLine { text: text.to_owned(), at: line.at.clone() }));
                 }
             }
-            None => from = end + 1,
+            if found.len() > LINES_MAX {
+                return Err(format!("the value grows past {LINES_MAX} lines"));
+            }
         }
+        Ok(found)
     }
-    Err("tags name one another without end".to_owned())
-}
 
-/// The first `<name>` from `from` on that holds no other and no space.
-fn innermost(text: &str, from: usize) -> Option<(usize, usize)> {
-    let mut start = None;
-    for (at, byte) in text.bytes().enumerate().skip(from) {
-        match byte {
-            b'<' => start = Some(at),
-            b' ' | b'\n' => start = None,
-            b'>' => match start.take() {
-                Some(start) if at > start + 1 => return Some((start, at)),
-                _ => {}
-            },
-            _ => {}
+    fn text(&mut self, text: &str, depth: usize) -> Result<String, String> {
+        if depth > DEPTH_MAX {
+            return Err(ENDLESS.to_owned());
         }
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find('%') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix('%') {
+                out.push('%');
+                rest = after;
+                continue;
+            }
+            let reference = rest.strip_prefix('(').and_then(|inner| {
+                let (name, after) = inner.split_once(')')?;
+                Some((name, after.strip_prefix('s')?)).filter(|_| !name.is_empty())
+            });
+            let Some((name, after)) = reference else {
+                return Err("a single `%` must be written `%%`, or begin `%(option)s`".to_owned());
+            };
+            let found = text_of(&self.find(name)?);
+            out.push_str(&if found.contains('%') { self.text(&found, depth + 1)? } else { found });
+            rest = after;
+        }
+        out.push_str(rest);
+        // Counted as made, not as kept: what is made and thrown away costs time too.
+        self.bytes += out.len();
+        if self.bytes > VALUE_BYTES_MAX {
+            return Err(format!("the value grows past {VALUE_BYTES_MAX} bytes"));
+        }
+        Ok(out)
     }
-    None
+
+    /// The raw option that `%(name)s` means.
+    fn find(&mut self, name: &str) -> Result<Cow<'a, RawValue>, String> {
+        self.named += 1;
+        if self.named > NAMED_MAX {
+            return Err(ENDLESS.to_owned());
+        }
+        let layers = self.layers;
+        let option = name.to_lowercase();
+        if option == "__name__" {
+            let at = layers.order.iter().find(|(known, _)| known == self.section);
+            let at = at.map(|(_, at)| at.clone()).unwrap_or_default();
+            // A name is text: a percent sign in it names nothing.
+            return Ok(Cow::Owned(vec![ValueLine { text: self.section.replace('%', "%%"), at }]));
+        }
+        let direct = self.vars.get(&option).or_else(|| layers.get(self.section, &option));
+        let found = direct.or_else(|| {
+            let (home, option) = option.split_once('/')?;
+            let (written, _) = name.split_once('/')?;
+            match home {
+                "default" => layers.defaults.get(option),
+                "known" => layers
+                    .known
+                    .get(self.section)
+                    .and_then(|known| known.get(option))
+                    .or_else(|| layers.defaults.get(option)),
+                _ => {
+                    let section = layers.sections.get(written)?;
+                    section.get(option).or_else(|| layers.defaults.get(option))
+                }
+            }
+        });
+        found.map(Cow::Borrowed).ok_or_else(|| format!("`%({name})s` names an option that is not there"))
+    }
 }

@@ -1,23 +1,25 @@
-//! fail2ban's jails: the sections of `jail.conf`, `jail.local` and their directories.
+//! fail2ban's jails as ours.
 //!
-//! Every section but `[DEFAULT]` is a jail, enabled or not. An enabled one becomes a jail of ours, with fail2ban's
-//! defaults (5 failures in 10 minutes ban for 10 minutes) where the files say nothing. `ignoreip` in `[DEFAULT]` joins
-//! the allowlist. The kernel drops a banned host on every port, whatever the action; other actions, and whatever
-//! else has no counterpart, are named in warnings of the jails that ask for them.
+//! An enabled jail becomes one of ours, with fail2ban's defaults (5 failures in 10 minutes ban for 10 minutes) where the
+//! files say nothing. `ignoreip` in `[DEFAULT]` joins the allowlist. The kernel drops a banned host on every port,
+//! whatever the action. What has no counterpart is named in warnings of the jails that ask for it.
 #![forbid(unsafe_code)]
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use super::{
-    filter,
-    ini::{RawValue, ValueLine},
-    interpolate::{self, Tags},
-    layers::{self, Layers},
+    action::{self, Translated},
+    call,
+    filter::filter_spec,
+    ini::is_space,
+    shell::{self, Value},
+    span,
+    spec::{self, FilterUse, JailSpec, Text, is_true},
 };
 use crate::{
     config::{
@@ -25,83 +27,52 @@ use crate::{
         filters::refused_filter,
         jails::{self, Draft, JailState, Jails, Origin, Rules},
     },
-    filter::{Filter, Place},
+    filter::{Filter, FilterSpec, Place},
     net::{Prefix, parse_address},
-    time::{self, BanTime},
+    policy::{
+        CommandLine, Escalation, Formula, IGNORE_TIMEOUT, IgnoreCache, IgnoreCommand, MATCHES_MAX,
+        MULTIPLIERS_MAX, SourceSpec,
+    },
 };
 
 /// fail2ban's `bantime` where no file sets one.
 const BANTIME: Duration = Duration::from_secs(600);
-
-/// Actions that drop packets on this host; each is what our enforcers do. By the beginning of the name.
-const DROPPING: [&str; 12] = [
-    "iptables",
-    "nftables",
-    "ufw",
-    "firewallcmd",
-    "ipset",
-    "shorewall",
-    "route",
-    "pf",
-    "ipfw",
-    "bsd-ipfw",
-    "npf",
-    "apf",
-];
-
-/// Options that ask for something blocker does not do, and what to say about it.
-const UNSUPPORTED: [(&str, &str, &str); 6] = [
-    (
-        "ignorecommand",
-        "no command is run to decide about an address; failures it would have ignored are counted",
-        "put such addresses on `ignoreip` or blocker's allowlist",
-    ),
-    (
-        "bantime.increment",
-        "bans do not grow with each offence yet; every ban lasts `bantime`",
-        "set a longer bantime for this jail",
-    ),
-    (
-        "usedns",
-        "names in a log are never resolved; only addresses are banned",
-        "have the daemon log addresses",
-    ),
-    ("logencoding", "lines are read as UTF-8, other bytes as unknown characters", ""),
-    ("ignoreself", "blocker never bans this host's own addresses, whatever is set here", ""),
-    ("journalmatch", "the journal is not read", "name a log file: logpath = /var/log/..."),
-];
+/// The most failures that a ban may take.
+const MAXRETRY_MAX: u32 = 10_000;
+/// The filter that reads fail2ban's own log for bans; ours are in the ledger.
+const RECIDIVE: &str = "recidive";
 
 /// Reads all jails below `dir` into `jails`; addresses that no jail may ban go into `allow`.
 pub(crate) fn import(dir: &Path, findings: &mut Findings, jails: &mut Jails, allow: &mut Vec<Prefix>) {
-    let layers = layers::read(&dir.join("jail"), findings);
-    if layers.docs.is_empty() {
-        let message = "there is neither a jail.conf nor a jail.local here; nothing is imported".to_owned();
-        let hint = "name the directory that holds them, commonly /etc/fail2ban";
-        findings.push(crate::config::Diagnostic::about_file(Severity::Warning, dir, message, hint));
-        return;
-    }
-    let mut ports_told = false;
-    for (name, at) in &layers.order {
-        let mut reading =
-            Reading { dir, layers: &layers, findings, name, key: name.clone(), ports_told: &mut ports_told };
-        let draft = reading.jail(at, jails, allow);
+    let read = spec::read(dir, false, findings);
+    let mut told = Told::default();
+    let mut compiled = Vec::new();
+    for spec in &read.jails {
+        let mut translating =
+            Translating { read: &read, spec, findings, told: &mut told, compiled: &mut compiled };
+        let draft = translating.jail(jails, allow);
         if !jails.add(draft) {
             let message =
                 format!("more than {} sources in all; the jail is not in force", jails::SOURCES_MAX);
-            reading.warn(at, "logpath", message, "name fewer files");
+            translating.warn(&spec.at, "logpath", message, "name fewer files");
         }
     }
 }
 
-struct Reading<'a> {
-    dir: &'a Path,
-    layers: &'a Layers,
+/// What was said once and concerns every jail.
+#[derive(Debug, Default)]
+struct Told {
+    ports: bool,
+    names: bool,
+}
+
+struct Translating<'a> {
+    read: &'a spec::Jails,
+    spec: &'a JailSpec,
     findings: &'a mut Findings,
-    /// The section.
-    name: &'a str,
-    key: String,
-    /// Whether a warning has said that ports do not matter; one is enough.
-    ports_told: &'a mut bool,
+    told: &'a mut Told,
+    /// Filters so far: jails that use one in the same way share it.
+    compiled: &'a mut Vec<(FilterSpec, Arc<Filter>)>,
 }
 
 /// Why a jail cannot run, to be shown at this place.
@@ -109,14 +80,15 @@ struct Refusal {
     at: Place,
     option: &'static str,
     why: String,
-    hint: &'static str,
+    hint: String,
 }
 
-impl Reading<'_> {
-    fn jail(&mut self, at: &Place, jails: &Jails, allow: &mut Vec<Prefix>) -> Draft {
+impl Translating<'_> {
+    fn jail(&mut self, jails: &Jails, allow: &mut Vec<Prefix>) -> Draft {
+        let spec = self.spec;
         let mut draft = Draft {
-            name: self.name.to_owned(),
-            at: at.clone(),
+            name: spec.name.clone(),
+            at: spec.at.clone(),
             origin: Origin::Fail2ban,
             state: JailState::Disabled,
             sources: Vec::new(),
@@ -124,256 +96,338 @@ impl Reading<'_> {
             filters: Vec::new(),
             rules: Rules::with_bantime(BANTIME),
         };
-        let enabled = self.one("enabled").is_some_and(|line| is_true(&line.text));
-        if !enabled {
+        if !spec.enabled {
             return draft;
         }
-        let read = if !jails::is_jail_name(self.name) {
-            Err(self.refusal(
-                at,
-                "",
-                format!("{:?} cannot name a jail", self.name),
-                "use letters, digits and `-`",
-            ))
-        } else if let Some(taken) = jails.report(self.name) {
+        let read = if !jails::is_jail_name(&spec.name) {
+            let why = format!("{:?} cannot name a jail", spec.name);
+            Err(refusal(&spec.at, "", why, "use letters, digits and `-`"))
+        } else if let Some(taken) = jails.report(&spec.name) {
             let why = format!("{} already defines this jail", crate::config::place_text(&taken.at));
-            Err(self.refusal(at, "", why, "blocker's own jail is in force; rename one of the two"))
+            Err(refusal(&spec.at, "", why, "blocker's own jail is in force; rename one of the two"))
         } else {
             self.rules(&mut draft.rules, allow);
-            self.fill(at, &mut draft)
+            self.fill(&mut draft)
         };
         draft.state = match read {
             Ok(()) => JailState::Enabled,
             Err(refusal) => {
                 let message = format!("the jail is not in force: {}", refusal.why);
-                self.warn(&refusal.at, refusal.option, message, refusal.hint);
+                self.warn(&refusal.at, refusal.option, message, &refusal.hint);
                 JailState::Refused(refusal.why)
             }
         };
         draft
     }
 
-    fn fill(&mut self, at: &Place, draft: &mut Draft) -> Result<(), Refusal> {
-        // Both are read before either refuses, so that one run tells all.
-        let sources = self.sources(at);
-        let filter = self.filter(at, draft);
-        self.actions();
-        self.unsupported();
-        draft.sources = jails::file_sources(sources?, None);
+    fn fill(&mut self, draft: &mut Draft) -> Result<(), Refusal> {
+        // All are read before any refuses, so that one run tells all.
+        let spec = self.spec;
+        let wrong = spec.wrong.iter().filter(|wrong| wrong.option != "filter").collect::<Vec<_>>();
+        for wrong in wrong {
+            self.warn(&wrong.at, &wrong.option, wrong.what.clone(), &wrong.hint);
+        }
+        let lets_in = self.actions(draft);
+        if spec.filter.as_ref().is_some_and(|filter| filter.name == RECIDIVE) {
+            draft.filter_names.push(RECIDIVE.to_owned());
+            draft.sources.push(SourceSpec::Ledger);
+            return lets_in;
+        }
+        let sources = self.sources();
+        let filter = self.filter(draft);
+        draft.sources = sources?;
         draft.filters.push(filter?);
-        Ok(())
-    }
-
-    fn refusal(&self, at: &Place, option: &'static str, why: String, hint: &'static str) -> Refusal {
-        Refusal { at: at.clone(), option, why, hint }
+        lets_in
     }
 
     fn warn(&mut self, at: &Place, option: &str, message: String, hint: &str) {
-        let key = if option.is_empty() { self.key.clone() } else { format!("{}.{option}", self.key) };
-        let diagnostic = self.layers.diagnostic(at, &key, message, hint);
+        let name = &self.spec.name;
+        let key = if option.is_empty() { name.clone() } else { format!("{name}.{option}") };
+        let diagnostic = self.read.layers.diagnostic(at, &key, message, hint);
         self.findings.push(diagnostic);
     }
 
-    /// The lines of an option, expanded, empty ones left out; what does not expand is a warning.
-    fn lines(&mut self, option: &str) -> RawValue {
-        match interpolate::value(self.layers, self.name, option) {
-            None => RawValue::new(),
-            Some(Ok(mut lines)) => {
-                lines.retain(|line| !line.text.is_empty());
-                lines
-            }
-            Some(Err(why)) => {
-                let at = self.layers.get(self.name, option).and_then(|lines| lines.first());
-                if let Some(at) = at.map(|line| line.at.clone()) {
-                    self.warn(&at, option, format!("this value is not used: {why}"), "");
-                }
-                RawValue::new()
-            }
-        }
+    /// An option that is set to something.
+    fn option(&self, option: &str) -> Option<&Text> {
+        self.spec.options.get(option).filter(|value| !value.text.is_empty())
     }
 
-    fn one(&mut self, option: &str) -> Option<ValueLine> {
-        self.lines(option).into_iter().next()
+    /// An option as `read` makes it; what it refuses is a warning, and fail2ban's default is used.
+    fn parsed<T>(
+        &mut self,
+        option: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<(T, Place)> {
+        let Text { text, at } = self.option(option)?.clone();
+        match read(&text) {
+            Ok(value) => Some((value, at)),
+            Err(why) => {
+                let message = format!("{text:?} is not used, fail2ban's default is: {why}");
+                self.warn(&at, option, message, "");
+                None
+            }
+        }
     }
 
     fn rules(&mut self, rules: &mut Rules, allow: &mut Vec<Prefix>) {
-        if let Some(line) = self.one("maxretry") {
-            match line.text.parse::<u32>() {
-                Ok(count @ 1..=10_000) => rules.maxretry.replace(Some((count, line.at))),
-                _ => self.not_used(&line, "maxretry", "a number from 1 to 10000 is needed"),
-            }
-        }
-        if let Some(line) = self.one("findtime") {
-            match time::parse_span(&line.text) {
-                Ok(span) if !span.is_zero() => rules.findtime.replace(Some((span, line.at))),
-                Ok(_) => self.not_used(&line, "findtime", "a window of no length"),
-                Err(why) => self.not_used(&line, "findtime", &why),
-            }
-        }
-        if let Some(line) = self.one("bantime") {
-            match time::parse_ban_time(&line.text) {
-                Ok(bantime) => rules.bantime.replace(Some((bantime, line.at))),
-                Err(why) => self.not_used(&line, "bantime", &why),
-            }
-        }
-        if let BanTime::For(span) = rules.bantime.value
-            && span < Duration::from_secs(1)
-        {
-            rules.bantime.value = BanTime::For(BANTIME);
-        }
-        let own = self.layers.is_own(self.name, "ignoreip");
-        let lines = self.lines("ignoreip");
+        rules.maxretry.replace(self.parsed("maxretry", |text| match text.parse::<u32>() {
+            Ok(count @ 1..=MAXRETRY_MAX) => Ok(count),
+            _ => Err(format!("a number from 1 to {MAXRETRY_MAX} is needed")),
+        }));
+        rules.maxmatches.replace(self.parsed("maxmatches", |text| match text.parse::<u32>() {
+            Ok(count) => Ok(count.min(MATCHES_MAX)),
+            _ => Err("a number is needed".to_owned()),
+        }));
+        rules.findtime.replace(self.parsed("findtime", |text| match span::span(text)? {
+            Duration::ZERO => Err("a window of no length".to_owned()),
+            find_time => Ok(find_time),
+        }));
+        rules.bantime.replace(self.parsed("bantime", span::ban_time));
+        rules.ignoreself.replace(self.parsed("ignoreself", |text| Ok(is_true(text))));
+        self.ignoreip(rules, allow);
+        let escalation = self.escalation();
+        rules.escalation.replace(escalation);
+        let command = self.ignorecommand();
+        rules.ignorecommand.replace(command);
+    }
+
+    fn ignoreip(&mut self, rules: &mut Rules, allow: &mut Vec<Prefix>) {
+        let Some(Text { text, at }) = self.option("ignoreip").cloned() else { return };
         let mut prefixes = Vec::new();
-        for line in &lines {
-            for word in line.text.split([' ', ',', '\t']).filter(|word| !word.is_empty()) {
-                match ignored(word) {
-                    Some(prefix) => prefixes.push(prefix),
-                    None => {
-                        let message = format!("{word:?} is not an address; names are not resolved");
-                        self.warn(&line.at, "ignoreip", message, "write the addresses themselves");
-                    }
+        for word in text.split([' ', ',', '\n', '\t']).filter(|word| !word.is_empty()) {
+            match ignored(word) {
+                Some(prefix) => prefixes.push(prefix),
+                None => {
+                    let message = format!("{word:?} is not an address; names are not resolved");
+                    self.warn(&at, "ignoreip", message, "write the addresses themselves");
                 }
             }
         }
-        if !own {
+        if self.read.layers.own(&self.spec.name, "ignoreip").is_none() {
             allow.extend(&prefixes);
         }
-        rules.ignoreip.replace(lines.into_iter().next().map(|line| (prefixes, line.at)));
+        rules.ignoreip.replace(Some((prefixes, at)));
     }
 
-    fn not_used(&mut self, line: &ValueLine, option: &str, why: &str) {
-        self.warn(&line.at, option, format!("{:?} is not used, fail2ban's default is: {why}", line.text), "");
+    fn escalation(&mut self) -> Option<(Option<Arc<Escalation>>, Place)> {
+        let Text { text, at } = self.option("bantime.increment")?.clone();
+        if !is_true(&text) {
+            return Some((None, at));
+        }
+        let mut escalation = Escalation::default();
+        let positive =
+            |factor: f64| if factor > 0.0 { Ok(factor) } else { Err("it must be above 0".to_owned()) };
+        let factor = |text: &str| Formula::constant(text).map_err(|e| e.to_string()).and_then(positive);
+        if let Some((factor, _)) = self.parsed("bantime.factor", factor) {
+            escalation.factor = factor;
+        }
+        let formula = |text: &str| Formula::parse(text).map_err(|error| error.to_string());
+        if let Some((formula, _)) = self.parsed("bantime.formula", formula) {
+            escalation.formula = formula;
+        }
+        if let Some((multipliers, _)) = self.parsed("bantime.multipliers", multipliers) {
+            escalation.multipliers = multipliers;
+        }
+        if let Some((most, _)) = self.parsed("bantime.maxtime", span::span) {
+            escalation.maxtime = (!most.is_zero()).then_some(most);
+        }
+        if let Some((random, _)) = self.parsed("bantime.rndtime", span::span) {
+            escalation.rndtime = random;
+        }
+        if let Some((overall, _)) = self.parsed("bantime.overalljails", |text| Ok(is_true(text))) {
+            escalation.overalljails = overall;
+        }
+        Some((Some(Arc::new(escalation)), at))
     }
 
-    fn sources(&mut self, at: &Place) -> Result<Vec<PathBuf>, Refusal> {
-        let mut paths: Vec<PathBuf> = Vec::new();
-        let lines = self.lines("logpath");
-        for line in &lines {
-            let text = line.text.as_str();
-            let text = text.strip_suffix(" tail").or(text.strip_suffix(" head")).unwrap_or(text).trim_end();
-            let path = PathBuf::from(text);
-            let why = if !path.is_absolute() {
-                Some("this is no absolute path")
-            } else if path.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'[')) {
-                Some("of patterns only `*` and `?` are understood")
+    fn ignorecommand(&mut self) -> Option<(Option<Arc<IgnoreCommand>>, Place)> {
+        let Text { text, at } = self.option("ignorecommand")?.clone();
+        let value = |tag: &str| match tag {
+            "ip" | "fid" | "ip-host" => Some(Value::Variable("BLOCKER_IP")),
+            "family" => Some(Value::Variable("BLOCKER_FAMILY")),
+            "ip-rev" => Some(Value::Unknown),
+            tag if tag.starts_with("F-") => Some(Value::Unknown),
+            _ => None,
+        };
+        let text = match shell::with_variables(&text, &value) {
+            Ok(text) => text,
+            Err(why) => {
+                let message = format!("the command is not asked: {why}");
+                self.warn(&at, "ignorecommand", message, "write one that needs the address alone, <ip>");
+                return None;
+            }
+        };
+        let cache = self.parsed("ignorecache", ignore_cache).and_then(|(cache, _)| cache);
+        let command = IgnoreCommand { command: CommandLine::Shell(text), timeout: IGNORE_TIMEOUT, cache };
+        Some((Some(Arc::new(command)), at))
+    }
+
+    fn sources(&mut self) -> Result<Vec<SourceSpec>, Refusal> {
+        let mut paths = Vec::new();
+        for log in &self.spec.logpath {
+            let why = if log.path.is_absolute() {
+                jails::unusable_log(&log.path)
             } else {
-                jails::unusable_log(&path)
+                Some("this is no absolute path")
             };
             match why {
                 Some(why) => {
-                    let message = format!("{text:?} is not read: {why}");
-                    self.warn(&line.at, "logpath", message, "name the files, one a line");
+                    let message = format!("{:?} is not read: {why}", log.path.display().to_string());
+                    self.warn(&log.at, "logpath", message, "name the files, one a line");
                 }
-                None => paths.push(path),
+                None => paths.push(log.path.clone()),
             }
         }
-        let journal = self.one("backend").filter(|line| line.text.starts_with("systemd"));
-        if let Some(line) = &journal
-            && !paths.is_empty()
-        {
-            let message = "the journal is not read; the files of `logpath` are".to_owned();
-            self.warn(&line.at, "backend", message, "see that the daemon or rsyslog writes them");
-        }
+        let backend = &self.spec.backend;
+        let journal = backend.text.starts_with("systemd");
         if !paths.is_empty() {
-            return Ok(paths);
+            if journal {
+                let message = "the journal is not read yet; the files of `logpath` are".to_owned();
+                self.warn(&backend.at, "backend", message, "see that the daemon or rsyslog writes them");
+            }
+            return Ok(jails::file_sources(paths, None));
         }
-        let hint = "name a log file in jail.local: logpath = /var/log/...";
-        Err(match (journal, lines.first()) {
-            (Some(line), _) => {
-                let why = "it reads the journal, which blocker does not".to_owned();
-                self.refusal(&line.at, "backend", why, hint)
-            }
-            (None, Some(line)) => {
-                self.refusal(&line.at, "logpath", "it has no log file that can be read".to_owned(), hint)
-            }
-            (None, None) => self.refusal(at, "logpath", "it names no log file".to_owned(), hint),
+        let hint = "have rsyslog or the daemon write a file and name it: logpath = /var/log/...";
+        Err(if journal {
+            let why = "it reads the journal, which blocker does not yet".to_owned();
+            refusal(&backend.at, "backend", why, hint)
+        } else if let Some(log) = self.spec.logpath.first() {
+            refusal(&log.at, "logpath", "it has no log file that can be read".to_owned(), hint)
+        } else {
+            refusal(&self.spec.at, "logpath", "it names no log file".to_owned(), hint)
         })
     }
 
-    fn filter(&mut self, at: &Place, draft: &mut Draft) -> Result<Arc<Filter>, Refusal> {
-        let Some(line) = self.one("filter") else {
-            let hint = "add filter = NAME, a file in filter.d";
-            return Err(self.refusal(at, "filter", "it names no filter".to_owned(), hint));
+    fn filter(&mut self, draft: &mut Draft) -> Result<Arc<Filter>, Refusal> {
+        let Some(filter) = &self.spec.filter else {
+            let wrong = self.spec.wrong.iter().find(|wrong| wrong.option == "filter");
+            return Err(match wrong {
+                Some(wrong) => refusal(&wrong.at, "filter", wrong.what.clone(), &wrong.hint),
+                None => {
+                    refusal(&self.spec.at, "filter", "it names no filter".to_owned(), "add filter = NAME")
+                }
+            });
         };
-        let refuse =
-            |why: String, hint: &'static str| Refusal { at: line.at.clone(), option: "filter", why, hint };
-        let Some((name, given)) = call(&line.text) else {
-            return Err(refuse(
-                format!("{:?} does not name a filter", line.text),
-                "write NAME or NAME[option=value]",
-            ));
-        };
-        draft.filter_names.push(name.to_owned());
-        let (spec, filter_layers) = filter::read(self.dir, name, &given, self.findings)
-            .map_err(|why| refuse(why, "copy it from the fail2ban package, or name another filter"))?;
+        draft.filter_names.push(filter.name.clone());
+        let at = self.spec.options.get("filter").map_or(&self.spec.at, |value| &value.at).clone();
+        self.usedns(filter);
+        let spec = filter_spec(filter, &self.spec.options, self.findings);
+        if let Some((_, known)) = self.compiled.iter().find(|(known, _)| *known == spec) {
+            return Ok(Arc::clone(known));
+        }
         if spec.failregex.is_empty() {
-            return Err(refuse(format!("the filter {name:?} has no pattern that can be used"), ""));
+            let why = format!("the filter {:?} has no pattern that can be used", filter.name);
+            return Err(refusal(&at, "filter", why, "give it at least one failregex with <HOST> in it"));
         }
-        Filter::compile(spec).map(Arc::new).map_err(|error| {
-            let doc = filter_layers.docs.iter().find(|doc| doc.path == error.at.path);
-            self.findings.push(refused_filter(&error, "failregex", doc, Severity::Warning));
-            refuse(
-                format!("the filter {name:?} has a pattern that cannot be used"),
-                "see the warning about it",
-            )
-        })
-    }
-
-    fn actions(&mut self) {
-        for line in self.lines("action") {
-            let name = call(&line.text).map_or(line.text.as_str(), |(name, _)| name);
-            // Lines in which an action's options go on are no names.
-            let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-            if is_name && !DROPPING.iter().any(|known| name.starts_with(known)) {
-                let message =
-                    format!("the action {name:?} is not run; bans are made in the kernel, on all ports");
-                self.warn(
-                    &line.at,
-                    "action",
-                    message,
-                    "keep fail2ban for it, or follow `blocker bans --json`",
-                );
+        let name = filter.name.clone();
+        match Filter::compile(spec.clone()) {
+            Ok(compiled) => {
+                let compiled = Arc::new(compiled);
+                self.compiled.push((spec, Arc::clone(&compiled)));
+                Ok(compiled)
+            }
+            Err(error) => {
+                let docs = filter.layers.docs.iter().chain(&self.read.layers.docs);
+                let doc = docs.into_iter().find(|doc| doc.path == error.at.path).map(AsRef::as_ref);
+                self.findings.push(refused_filter(&error, "failregex", doc, Severity::Warning));
+                let why = format!("the filter {name:?} has a pattern that cannot be used");
+                Err(refusal(&at, "filter", why, "see the warning about it"))
             }
         }
     }
 
-    fn unsupported(&mut self) {
-        for (option, message, hint) in UNSUPPORTED {
-            let Some(line) = self.one(option) else { continue };
-            let asks = match option {
-                "bantime.increment" => is_true(&line.text),
-                "usedns" => is_true(&line.text),
-                "logencoding" => !["auto", "utf-8", "utf8", "ascii"]
-                    .iter()
-                    .any(|known| line.text.eq_ignore_ascii_case(known)),
-                "ignoreself" => !is_true(&line.text),
-                _ => true,
-            };
-            if asks {
-                self.warn(&line.at, option, message.to_owned(), hint);
-            }
-        }
-        if !*self.ports_told
-            && let Some(line) =
-                self.one("port").filter(|line| !matches!(line.text.as_str(), "0:65535" | "all"))
+    fn usedns(&mut self, filter: &FilterUse) {
+        if let Some(usedns) = &filter.usedns
+            && is_true(&usedns.text)
+            && !std::mem::replace(&mut self.told.names, true)
         {
-            *self.ports_told = true;
-            let message = "a ban is on all ports, here and in every other jail".to_owned();
-            self.warn(&line.at, "port", message, "`allowlist` is for hosts that must never be cut off");
+            let message = "names in a log are never resolved; only addresses are banned".to_owned();
+            self.warn(&usedns.at, "usedns", message, "have the daemon log addresses");
         }
-        for option in ["failregex", "ignoreregex", "datepattern", "prefregex"] {
-            if self.layers.is_own(self.name, option)
-                && let Some(line) = self.one(option)
-            {
-                let message = "a pattern in a jail is not used".to_owned();
-                self.warn(&line.at, option, message, "put it into a filter file in filter.d");
+    }
+
+    /// What to run, and for which ports; refuses a jail that lets in instead of keeping out.
+    fn actions(&mut self, draft: &mut Draft) -> Result<(), Refusal> {
+        let (mut commands, mut ports, mut outcome) = (Vec::new(), None, Ok(()));
+        for action in &self.spec.actions {
+            match action::translate(action, &self.spec.name) {
+                Translated::Dropping(about) => {
+                    ports = Some(match ports {
+                        None => about,
+                        Some(before) => action::both(before, about),
+                    });
+                }
+                Translated::Command(command, _) => commands.push(command),
+                Translated::Refused(why, hint) => self.warn(&action.at, "action", why, hint),
+                Translated::LetsIn(target) => {
+                    let why = format!(
+                        "its action lets an address in (blocktype={target}); a ban here keeps it out"
+                    );
+                    let hint = "write an [action] of blocker's with a command that opens the port";
+                    outcome = Err(refusal(&action.at, "action", why, hint));
+                }
             }
         }
+        if ports.is_none()
+            && let Some(first) = self.spec.actions.first()
+        {
+            let message = "none of its actions drops packets, but a ban here always does".to_owned();
+            let hint = "set `enabled = false` if the jail is only to tell of attacks";
+            self.warn(&first.at, "action", message, hint);
+        }
+        draft.rules.ports = ports.flatten();
+        if draft.rules.ports.is_some()
+            && !std::mem::replace(&mut self.told.ports, true)
+            && let Some(port) = self.spec.actions.first()
+        {
+            let message = "a ban is on all ports, here and in every other jail".to_owned();
+            self.warn(&port.at, "action", message, "`allowlist` is for hosts that must never be cut off");
+        }
+        if let Some(action) = self.spec.actions.first() {
+            draft.rules.actions.replace(Some((commands, action.at.clone())));
+        }
+        outcome
     }
 }
 
-fn is_true(text: &str) -> bool {
-    ["true", "yes", "on", "1"].iter().any(|word| text.eq_ignore_ascii_case(word))
+fn refusal(at: &Place, option: &'static str, why: String, hint: &str) -> Refusal {
+    Refusal { at: at.clone(), option, why, hint: hint.to_owned() }
+}
+
+/// Numbers with space between.
+fn multipliers(text: &str) -> Result<Vec<u32>, String> {
+    let words = text.split(|c| is_space(c) || c == ',').filter(|word| !word.is_empty());
+    let numbers: Option<Vec<u32>> =
+        words.map(|word| word.parse().ok().filter(|number| *number > 0)).collect();
+    let numbers = numbers.ok_or("whole numbers above 0 are needed, with space between")?;
+    if numbers.len() > MULTIPLIERS_MAX {
+        return Err(format!("more than {MULTIPLIERS_MAX}; the last one holds for all further bans"));
+    }
+    Ok(numbers)
+}
+
+/// `key="<ip>", max-count=100, max-time=5m`.
+fn ignore_cache(text: &str) -> Result<Option<IgnoreCache>, String> {
+    let mut cache = IgnoreCache::default();
+    let options = call::parse(&format!("ignorecache[{text}]"))?.options;
+    let Some((_, key)) = options.iter().find(|(option, _)| option == "key") else {
+        return Err("it has no key; write key=\"<ip>\"".to_owned());
+    };
+    if !["<ip>", "<fid>", "<ip-host>"].iter().any(|tag| key.contains(tag)) {
+        return Err("answers are remembered by address only; write key=\"<ip>\"".to_owned());
+    }
+    for (option, value) in &options {
+        match option.as_str() {
+            "max-count" => {
+                cache.count_max = value.parse().map_err(|_| "max-count is no number".to_owned())?;
+            }
+            "max-time" => cache.time_max = span::span(value)?,
+            _ => {}
+        }
+    }
+    // The bound of blocker's own files.
+    cache.count_max = cache.count_max.min(100_000);
+    Ok((cache.count_max > 0).then_some(cache))
 }
 
 /// An address, a prefix or an address with a netmask; host bits are dropped, as in the customary `127.0.0.1/8`.
@@ -394,57 +448,9 @@ fn ignored(word: &str) -> Option<Prefix> {
     Prefix::new(address, length)
 }
 
-/// `NAME` or `NAME[a=1, b="x, y"]`: the name and the options given to it.
-fn call(text: &str) -> Option<(&str, Tags)> {
-    let text = text.trim();
-    let Some((name, rest)) = text.split_once('[') else {
-        return (!text.is_empty() && !text.contains(char::is_whitespace)).then(|| (text, Tags::new()));
-    };
-    let mut rest = rest.trim_end().strip_suffix(']')?;
-    let mut options = Tags::new();
-    while !rest.trim().is_empty() {
-        let (option, after) = rest.split_once('=')?;
-        let after = after.trim_start();
-        let (value, after) = match after.chars().next() {
-            Some(quote @ ('"' | '\'')) => {
-                let (value, after) = after[1..].split_once(quote)?;
-                (value, after.trim_start())
-            }
-            _ => {
-                let end = after.find(',').unwrap_or(after.len());
-                (after[..end].trim(), &after[end..])
-            }
-        };
-        options.insert(option.trim().to_lowercase(), value.to_owned());
-        rest = after.strip_prefix(',').or_else(|| after.is_empty().then_some(""))?;
-    }
-    Some((name.trim(), options))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_filter_is_named_with_its_options() {
-        for (text, expected) in [
-            ("sshd", Some("sshd")),
-            ("sshd[]", Some("sshd")),
-            ("sshd[mode=aggressive]", Some("sshd mode=aggressive")),
-            ("a[x=1, y=\"b, c]\", z='d']", Some("a x=1 y=b, c] z=d")),
-            ("", None),
-            ("a b", None),
-            ("a[x", None),
-            ("a[x]", None),
-            ("a[x=\"1]", None),
-        ] {
-            let found = call(text).map(|(name, options)| {
-                let options = options.iter().map(|(option, value)| format!(" {option}={value}"));
-                name.to_owned() + &options.collect::<String>()
-            });
-            assert_eq!(found.as_deref(), expected, "{text:?}");
-        }
-    }
 
     #[test]
     fn an_ignored_address_may_have_host_bits_or_a_netmask() {
@@ -458,5 +464,27 @@ mod tests {
         ] {
             assert_eq!(ignored(word).map(|p| p.to_string()).as_deref(), prefix, "{word}");
         }
+    }
+
+    #[test]
+    fn answers_are_remembered_by_address_only() {
+        let cache = |count_max, secs| IgnoreCache { count_max, time_max: Duration::from_secs(secs) };
+        for (text, expected) in [
+            ("key=\"<ip>\"", Ok(Some(cache(100, 300)))),
+            ("key=\"<ip>\", max-count=7, max-time=2m", Ok(Some(cache(7, 120)))),
+            ("key=\"<ip>\", max-count=0", Ok(None)),
+            ("key=\"<F-USER>\"", Err(())),
+            ("max-count=7", Err(())),
+            ("key=\"<ip>\", max-time=soon", Err(())),
+        ] {
+            assert_eq!(ignore_cache(text).map_err(drop), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn multipliers_are_whole_numbers() {
+        assert_eq!(multipliers("1 2 4  8"), Ok(vec![1, 2, 4, 8]));
+        assert!(multipliers("1 x").is_err() && multipliers("0").is_err());
+        assert!(multipliers(&"1 ".repeat(MULTIPLIERS_MAX + 1)).is_err());
     }
 }

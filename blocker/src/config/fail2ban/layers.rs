@@ -6,11 +6,15 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
-use super::ini::{self, RawValue, Section};
+use super::{
+    ini::{self, Ini, RawValue, Section},
+    interpolate::{self, Vars},
+};
 use crate::{
     config::diagnostic::{Diagnostic, Document, Findings, Severity},
     filter::Place,
@@ -22,28 +26,85 @@ pub(super) const FILES_MAX: usize = 256;
 /// How deep includes may nest.
 const INCLUDE_DEPTH_MAX: usize = 16;
 
+/// Every file of one load, each read and parsed once: filters share their includes.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    read: HashMap<PathBuf, Option<Parsed>>,
+}
+
+/// A file's text and what is in it.
+type Parsed = (Rc<Document>, Rc<Ini>);
+
+impl Files {
+    /// The file at `path`; `None` when it cannot be read, which is said once.
+    fn get(&mut self, path: &Path, findings: &mut Findings) -> Option<Parsed> {
+        if let Some(known) = self.read.get(path) {
+            return known.clone();
+        }
+        let found = match Document::read_lossy(path) {
+            Ok(doc) => {
+                let ini = ini::parse(&doc, findings);
+                Some((Rc::new(doc), Rc::new(ini)))
+            }
+            Err(unreadable) => {
+                findings.push(Diagnostic { severity: Severity::Warning, ..*unreadable });
+                None
+            }
+        };
+        self.read.insert(path.to_owned(), found.clone());
+        found
+    }
+
+    /// Reads `BASE` (a path without extension) with everything that belongs to it.
+    pub(super) fn layers(&mut self, base: &Path, findings: &mut Findings) -> Layers {
+        let mut reading = Reading { layers: Layers::default(), files: self, findings, count: 0 };
+        let with = |extension: &str| {
+            let mut path = base.as_os_str().to_owned();
+            path.push(extension);
+            PathBuf::from(path)
+        };
+        let dir = with(".d");
+        let mut files = vec![with(".conf")];
+        files.extend(listing(&dir, "conf"));
+        files.push(with(".local"));
+        files.extend(listing(&dir, "local"));
+        files.retain(|file| file.exists());
+        for file in &files {
+            reading.file(file, &mut Vec::new());
+            // A file in the directory brings its own `.local`, which otherwise has its turn.
+            let local = file.with_extension("local");
+            if !files.contains(&local) && local.is_file() {
+                reading.file(&local, &mut Vec::new());
+            }
+        }
+        reading.layers
+    }
+}
+
 /// All files of one configuration, laid over one another.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layers {
     /// `[DEFAULT]`: seen from every section.
     pub(super) defaults: Section,
-    /// The other sections, without `[INCLUDES]`.
+    /// The other sections.
     pub(super) sections: BTreeMap<String, Section>,
+    /// What later files hid, by section: `%(known/x)s`.
+    pub(super) known: BTreeMap<String, Section>,
     /// The sections in order of first appearance, with their place.
     pub(super) order: Vec<(String, Place)>,
     /// The documents, for showing their lines.
-    pub(super) docs: Vec<Document>,
+    pub(super) docs: Vec<Rc<Document>>,
 }
 
 impl Layers {
     /// An option of a section or of `[DEFAULT]`, raw.
     pub(super) fn get(&self, section: &str, option: &str) -> Option<&RawValue> {
-        self.sections.get(section).and_then(|s| s.get(option)).or_else(|| self.defaults.get(option))
+        self.own(section, option).or_else(|| self.defaults.get(option))
     }
 
-    /// Whether the option is written in the section itself.
-    pub(super) fn is_own(&self, section: &str, option: &str) -> bool {
-        self.sections.get(section).is_some_and(|s| s.contains_key(option))
+    /// An option written in the section itself.
+    pub(super) fn own(&self, section: &str, option: &str) -> Option<&RawValue> {
+        self.sections.get(section)?.get(option)
     }
 
     /// A finding at a place in one of the documents.
@@ -61,33 +122,48 @@ impl Layers {
             },
         }
     }
-}
 
-/// Reads `BASE` (a path without extension) with everything that belongs to it.
-pub(super) fn read(base: &Path, findings: &mut Findings) -> Layers {
-    let mut reading = Reading { layers: Layers::default(), findings, files: 0 };
-    let with = |extension: &str| {
-        let mut path = base.as_os_str().to_owned();
-        path.push(extension);
-        PathBuf::from(path)
-    };
-    let dir = with(".d");
-    let mut files = vec![with(".conf")];
-    files.extend(listing(&dir, "conf"));
-    files.push(with(".local"));
-    files.extend(listing(&dir, "local"));
-    for file in files.iter().filter(|file| file.exists()) {
-        reading.file(file, &mut Vec::new());
+    fn merge(&mut self, ini: &Ini) {
+        for (header, at, options) in &ini.sections {
+            if header == "DEFAULT" {
+                self.defaults.extend(options.clone());
+                continue;
+            }
+            // `[Init?family=inet6]` holds the options of `[Init]` for that case.
+            let (name, condition) = condition(header).unwrap_or((header, ""));
+            let options: Section = options
+                .iter()
+                .map(|(option, value)| (format!("{option}{condition}"), value.clone()))
+                .collect();
+            if !self.sections.contains_key(name) {
+                self.order.push((name.to_owned(), at.clone()));
+                self.sections.insert(name.to_owned(), options);
+                continue;
+            }
+            let section = self.sections.entry(name.to_owned()).or_default();
+            let hidden = options.keys().filter_map(|option| section.get_key_value(option));
+            let hidden: Section = hidden.map(|(option, value)| (option.clone(), value.clone())).collect();
+            self.known.entry(name.to_owned()).or_default().extend(hidden);
+            section.extend(options);
+        }
     }
-    reading.layers
 }
 
-/// The files of a directory with this extension, sorted by name.
+/// `NAME?CONDITION` apart, the condition with its question mark.
+pub(super) fn condition(name: &str) -> Option<(&str, &str)> {
+    let at = name.find('?')?;
+    let (plain, condition) = name.split_at(at);
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    (!plain.is_empty() && condition.len() > 1 && plain.chars().all(is_word)).then_some((plain, condition))
+}
+
+/// The files of a directory with this extension, sorted by name; hidden ones are none of them.
 fn listing(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .filter(|path| path.file_name().is_none_or(|name| !name.as_encoded_bytes().starts_with(b".")))
         .take(FILES_MAX)
         .collect();
     files.sort_unstable();
@@ -96,88 +172,77 @@ fn listing(dir: &Path, extension: &str) -> Vec<PathBuf> {
 
 struct Reading<'f> {
     layers: Layers,
+    files: &'f mut Files,
     findings: &'f mut Findings,
-    files: usize,
+    count: usize,
 }
 
 impl Reading<'_> {
     /// Reads one file and what it includes; `within` are the files that include it.
     fn file(&mut self, path: &Path, within: &mut Vec<PathBuf>) {
-        self.files += 1;
-        if self.files > FILES_MAX || within.len() >= INCLUDE_DEPTH_MAX {
-            if self.files <= FILES_MAX + 1 {
+        self.count += 1;
+        if self.count > FILES_MAX || within.len() >= INCLUDE_DEPTH_MAX {
+            if self.count <= FILES_MAX + 1 {
                 let message = "too many files include one another; this one is not read".to_owned();
-                self.findings.push(Diagnostic::about_file(Severity::Warning, path, message, ""));
+                let hint = "take its name out of `before` or `after`";
+                self.findings.push(Diagnostic::about_file(Severity::Warning, path, message, hint));
             }
             return;
         }
-        let doc = match Document::read_lossy(path) {
-            Ok(doc) => doc,
-            Err(unreadable) => {
-                self.findings.push(Diagnostic { severity: Severity::Warning, ..*unreadable });
-                return;
-            }
-        };
-        let ini = ini::parse(&doc, self.findings);
+        let Some((doc, ini)) = self.files.get(path, self.findings) else { return };
         self.layers.docs.push(doc);
-        let includes = |option: &str| -> RawValue {
-            let section = ini.sections.iter().find(|(name, ..)| name == "INCLUDES");
-            section.and_then(|(.., options)| options.get(option)).cloned().unwrap_or_default()
+        let (before, after) = self.includes(&ini);
+        self.included(path, &before, within);
+        self.layers.merge(&ini);
+        self.included(path, &after, within);
+    }
+
+    /// What the file names in `[INCLUDES]`, expanded with its own options alone.
+    fn includes(&mut self, ini: &Ini) -> (RawValue, RawValue) {
+        const SECTION: &str = "INCLUDES";
+        let mut alone = Layers::default();
+        alone.merge(ini);
+        let mut lines = |option: &str| match interpolate::value(&alone, SECTION, option, &Vars::new()) {
+            Some(Ok(lines)) if alone.sections.contains_key(SECTION) => lines,
+            Some(Err(why)) if alone.sections.contains_key(SECTION) => {
+                if let Some(at) = alone.get(SECTION, option).and_then(|lines| lines.first()) {
+                    let message = format!("nothing is included here: {why}");
+                    self.findings.push(self.layers.diagnostic(&at.at, SECTION, message, ""));
+                }
+                RawValue::new()
+            }
+            _ => RawValue::new(),
         };
-        within.push(path.to_owned());
-        self.included(path, &includes("before"), within);
-        self.merge(&ini);
-        self.included(path, &includes("after"), within);
-        within.pop();
+        (lines("before"), lines("after"))
     }
 
     fn included(&mut self, from: &Path, lines: &[ini::ValueLine], within: &mut Vec<PathBuf>) {
         for line in lines.iter().filter(|line| !line.text.is_empty()) {
             // An absolute name replaces the directory.
             let path = from.parent().unwrap_or(Path::new("")).join(&line.text);
-            if within.contains(&path) {
+            if path == from || within.contains(&path) {
                 let message = format!("{:?} includes itself; it is read once", line.text);
                 self.warn(line, message, "");
                 continue;
             }
-            let local = path.extension().is_some_and(|e| e == "conf").then(|| path.with_extension("local"));
+            within.push(from.to_owned());
+            let local = path.with_extension("local");
             if path.exists() {
                 self.file(&path, within);
-            } else if path.extension().is_none_or(|e| e != "local") {
+            } else if path != local {
                 // A `.local` file is the site's own and need not be there; any other was expected.
                 let message = format!("there is no file {}; what it defines is missing", path.display());
                 self.warn(line, message, "copy it from the fail2ban package if a pattern here needs it");
             }
-            if let Some(local) = local.filter(|local| local.exists() && !within.contains(local)) {
+            if path != local && local.is_file() && !within.contains(&local) {
                 self.file(&local, within);
             }
+            within.pop();
         }
     }
 
     fn warn(&mut self, line: &ini::ValueLine, message: String, hint: &str) {
         let diagnostic = self.layers.diagnostic(&line.at, "INCLUDES", message, hint);
         self.findings.push(diagnostic);
-    }
-
-    fn merge(&mut self, ini: &ini::Ini) {
-        for (name, at, options) in &ini.sections {
-            match name.as_str() {
-                "INCLUDES" => {}
-                "DEFAULT" => self.layers.defaults.extend(options.clone()),
-                _ => {
-                    if !self.layers.order.iter().any(|(known, _)| known == name) {
-                        self.layers.order.push((name.clone(), at.clone()));
-                    }
-                    let section = self.layers.sections.entry(name.clone()).or_default();
-                    let known: Section = section
-                        .iter()
-                        .filter(|(option, _)| !option.starts_with("known/"))
-                        .map(|(option, value)| (format!("known/{option}"), value.clone()))
-                        .collect();
-                    section.extend(known);
-                    section.extend(options.clone());
-                }
-            }
-        }
     }
 }

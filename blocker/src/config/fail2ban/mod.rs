@@ -4,26 +4,50 @@
 //! |---|---|
 //! | `ini` | the syntax of one file |
 //! | `layers` | which files make up one configuration, in which order |
-//! | `interpolate` | values inside values |
-//! | `filter` | `filter.d/NAME.conf` to a [`crate::filter::FilterSpec`] |
-//! | `jail` | `jail.conf`, `jail.local` and theirs to jails |
+//! | `interpolate` | `%(x)s` in values |
+//! | `tags` | `<x>` in values |
+//! | `call` | `NAME[a=1, b=2]` |
+//! | `definition` | a file of `filter.d` or `action.d`, with what a jail adds |
+//! | `spec` | what the files say of each jail, expanded |
+//! | `span` | lengths of time |
+//! | `filter` | a filter as a [`crate::filter::FilterSpec`] |
+//! | `shell` | values into shell text, as variables |
+//! | `action` | actions as ours |
+//! | `jail` | jails as ours |
 //!
 //! Nothing found here is an error: what cannot be carried over is a warning that names file and line, and takes at most
-//! its own jail down. Python code, actions and name look-ups are never run.
+//! its own jail down. No Python code, no command and no name look-up is ever run here.
 #![forbid(unsafe_code)]
 
+mod action;
+mod call;
+mod definition;
 mod filter;
 mod ini;
 mod interpolate;
 mod jail;
 mod layers;
+mod shell;
+mod span;
+mod spec;
+mod tags;
 
 pub(super) use jail::import;
+pub use spec::{ActionUse, FAIL2BAN_VERSION, FilterUse, JAILS_MAX, JailSpec, LogPath, Text, Wrong};
 
 use std::{collections::BTreeMap, path::Path};
 
 use super::{Diagnostic, diagnostic::Findings};
 use crate::filter::FilterSpec;
+
+/// What fail2ban's files below `dir` say about every jail, enabled or not, expanded and not translated, with what is
+/// wrong in the files themselves.
+pub fn read_jails(dir: &Path) -> (Vec<JailSpec>, Vec<Diagnostic>) {
+    let mut findings = Findings::default();
+    let jails = spec::read(dir, true, &mut findings).jails;
+    // Nothing here is an error, so nothing is lost by taking warnings only.
+    (jails, findings.finish().unwrap_or_else(|errors| errors.0))
+}
 
 /// Reads the filter `name` of the fail2ban directory `dir`, with the options that `filter = NAME[a=b]` would give it,
 /// and what is to be said about its files.
@@ -36,7 +60,8 @@ pub fn read_fail2ban_filter(
     options: &BTreeMap<String, String>,
 ) -> Result<(FilterSpec, Vec<Diagnostic>), String> {
     let mut findings = Findings::default();
-    let (spec, _) = filter::read(dir, name, options, &mut findings)?;
+    let used = spec::read_filter(dir, name, options, &mut findings)?;
+    let spec = filter::filter_spec(&used, &BTreeMap::new(), &mut findings);
     let warnings = findings.finish().map_err(|errors| errors.to_string())?;
     Ok((spec, warnings))
 }
