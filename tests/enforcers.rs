@@ -200,7 +200,15 @@ fn ban(text: &str, millis: u64) -> Change {
         Until::At(now().saturating_add(Duration::from_millis(millis)))
     };
     let origin = Origin::Jail("sshd".into());
-    Change::Ban(Ban { prefix: prefix(text), origin, since: now(), until, failures: 1, reason: String::new() })
+    Change::Ban(Ban {
+        prefix: prefix(text),
+        origin,
+        since: now(),
+        until,
+        failures: 1,
+        count: 1,
+        reason: String::new(),
+    })
 }
 
 fn unban(text: &str) -> Change {

@@ -7,10 +7,16 @@ use std::{
 };
 
 use blocker::{
-    engine::{Change, Command, Engine, Event, Input, Reading, Request, RequestId, Response, SourceId, diff},
+    engine::{
+        Act, AskId, Change, Command, Engine, Event, Input, Kept, Occasion, Reading, Request, RequestId,
+        Response, SourceId, diff,
+    },
     filter::{Dialect, Filter, FilterSpec, Pattern, Place},
+    ledger::{OffenceChange, Origin},
     net::Prefix,
-    policy::{Jail, Limits, Policy, SourceSpec},
+    policy::{
+        ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Limits, Policy, SourceSpec,
+    },
     replay,
     time::{BanTime, Timestamp, Until},
 };
@@ -61,7 +67,7 @@ fn policy(allow: &[&str], protected: &[&str]) -> Policy {
 }
 
 fn engine(allow: &[&str], protected: &[&str]) -> Engine {
-    Engine::new(at(0), policy(allow, protected), Vec::new(), Vec::new())
+    Engine::new(at(0), policy(allow, protected), Kept::default())
 }
 
 fn drain(engine: &mut Engine) -> Vec<Command> {
@@ -181,7 +187,8 @@ fn allowing_lifts_bans_inside_and_is_kept_across_a_restart() {
     let lifted = vec![prefix("203.0.113.9")];
     assert_eq!(response, Response::Allowed { prefix: prefix("203.0.113.0/24"), lifted });
     assert!(commands.contains(&Command::Record(Change::Allow { prefix: prefix("203.0.113.0/24") })));
-    let mut engine = Engine::new(at(0), policy(&[], &[]), Vec::new(), engine.operator_allow());
+    let mut engine =
+        Engine::new(at(0), policy(&[], &[]), Kept { allow: engine.operator_allow(), ..Kept::default() });
     assert_eq!(banned(&fail(&mut engine, 0, "203.0.113.9", 9)), [""; 0]);
 }
 
@@ -211,7 +218,8 @@ fn a_restart_keeps_stored_bans_but_not_what_is_over_or_allowed_now() {
     }
     fail(&mut before, 50, "203.0.113.3", 3);
     let stored = before.snapshot().bans;
-    let mut after = Engine::new(at(120), policy(&["203.0.113.2"], &[]), stored, Vec::new());
+    let mut after =
+        Engine::new(at(120), policy(&["203.0.113.2"], &[]), Kept { bans: stored, ..Kept::default() });
     assert_eq!(after.desired().iter().map(|ban| ban.prefix.to_string()).collect::<Vec<_>>(), ["203.0.113.3"]);
     let commands = drain(&mut after);
     for gone in ["203.0.113.1", "203.0.113.2"] {
@@ -282,6 +290,7 @@ enum Step {
     Flush,
     Later(u8),
     Reload(Vec<(u8, u8)>, Vec<u8>),
+    Answer(u64, Option<bool>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -296,7 +305,46 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0_u8..90).prop_map(Step::Later),
         1 => (prop::collection::vec((0_u8..16, 28_u8..=32), 0..3), prop::collection::vec(0_u8..16, 0..2))
             .prop_map(|(allow, protected)| Step::Reload(allow, protected)),
+        3 => (0_u64..20, any::<Option<bool>>()).prop_map(|(id, ignore)| Step::Answer(id, ignore)),
     ]
+}
+
+/// A policy with all that a jail can ask for.
+fn asking(allow: Vec<Prefix>, protected: Vec<Prefix>) -> Policy {
+    let mut action = ActionSpec::new("tell");
+    (action.ban, action.unban) =
+        (Some(CommandLine::Shell("ban".into())), Some(CommandLine::Shell("unban".into())));
+    (action.matches, action.restored) = (true, true);
+    let action = Arc::new(action);
+    let escalation = |overalljails| {
+        let (rndtime, maxtime) = (Duration::from_secs(7), Some(Duration::from_secs(500)));
+        Some(Arc::new(Escalation { rndtime, maxtime, overalljails, ..Escalation::default() }))
+    };
+    let base = policy(&[], &[]);
+    let jail = |name: &str, maxretry| Jail {
+        name: name.into(),
+        maxretry,
+        actions: vec![Arc::clone(&action)],
+        maxmatches: 2,
+        ..base.jails[0].clone()
+    };
+    let command = CommandLine::Program(vec!["/bin/known".into()]);
+    let cache = Some(IgnoreCache { count_max: 3, time_max: Duration::from_secs(60) });
+    let asks = IgnoreCommand { command, timeout: Duration::from_secs(5), cache };
+    let jails = vec![
+        Jail { escalation: escalation(false), ..jail("grows", 3) },
+        Jail { ignore_command: Some(Arc::new(asks)), escalation: escalation(true), ..jail("asks", 2) },
+        Jail { ignoreself: false, ..jail("self", 4) },
+        Jail { observe: true, ..jail("watches", 1) },
+        Jail {
+            sources: vec![SourceId(1)],
+            filters: Vec::new(),
+            bantime: BanTime::For(Duration::from_secs(300)),
+            ..jail("recidive", 2)
+        },
+    ];
+    let sources = vec![SourceSpec::File("/log".into()), SourceSpec::Ledger];
+    Policy { jails, sources, allow, protected, remember: Duration::from_secs(200), ..base }
 }
 
 fn v4(last: u8, length: u8) -> Prefix {
@@ -305,8 +353,9 @@ fn v4(last: u8, length: u8) -> Prefix {
 
 /// Runs the steps and checks every command on the way; returns all commands.
 fn live(steps: &[Step]) -> Vec<Command> {
-    let mut engine = engine(&[], &[]);
+    let mut engine = Engine::new(at(0), asking(Vec::new(), Vec::new()), Kept::default());
     let mut all = Vec::new();
+    let mut offences: BTreeMap<(Prefix, Arc<str>), u32> = BTreeMap::new();
     let (mut allow, mut protected): (Vec<Prefix>, Vec<Prefix>) = (Vec::new(), Vec::new());
     let mut operators: Vec<Prefix> = Vec::new();
     let mut kernel: BTreeMap<Prefix, Until> = BTreeMap::new();
@@ -346,9 +395,10 @@ fn live(steps: &[Step]) -> Vec<Command> {
             Step::Reload(new_allow, new_protected) => {
                 allow = new_allow.iter().map(|(last, length)| v4(*last, *length)).collect();
                 protected = new_protected.iter().map(|last| v4(*last, 32)).collect();
-                let mut policy = policy(&[], &[]);
-                (policy.allow, policy.protected) = (allow.clone(), protected.clone());
-                engine.set_policy(now, policy);
+                engine.set_policy(now, asking(allow.clone(), protected.clone()));
+            }
+            Step::Answer(id, ignore) => {
+                engine.handle(now, Input::Answer { id: AskId(*id), ignore: *ignore });
             }
         }
         let commands = drain(&mut engine);
@@ -361,9 +411,31 @@ fn live(steps: &[Step]) -> Vec<Command> {
                     kernel.remove(prefix);
                 }
                 Command::Enforce(Change::Flush) => kernel.clear(),
+                Command::Remember(OffenceChange::Set(offence)) => {
+                    offences.insert((offence.prefix, Arc::clone(&offence.jail)), offence.bans);
+                }
+                Command::Remember(OffenceChange::Forget { prefix, jail }) => {
+                    assert!(
+                        offences.remove(&(*prefix, Arc::clone(jail))).is_some(),
+                        "{prefix} was not there"
+                    );
+                }
+                Command::Remember(OffenceChange::ForgetAll) => offences.clear(),
+                Command::Act(Act { occasion: Occasion::Ban { ban, .. }, .. }) => {
+                    assert!(kernel.contains_key(&ban.prefix), "an action came before the kernel");
+                }
+                Command::Note(Event::WouldBan(ban)) => {
+                    assert_eq!(ban.origin, Origin::Jail("watches".into()), "{ban:?}");
+                }
                 _ => {}
             }
+            if let Command::Record(Change::Ban(ban)) = command {
+                assert_ne!(ban.origin, Origin::Jail("watches".into()), "an observing jail banned");
+            }
         }
+        let held = engine.offences().into_iter().map(|known| ((known.prefix, known.jail), known.bans));
+        assert_eq!(offences, held.collect(), "store and engine remember different offences after {step:?}");
+        assert!(offences.len() <= 16);
         // C2: after every step, nothing the kernel holds lies in the allowlist or covers a protected address.
         for banned in kernel.keys() {
             for allowed in allow.iter().chain(&operators) {

@@ -30,7 +30,15 @@ fn prefix(text: &str) -> Prefix {
 
 fn ban(text: &str, until: Until) -> Change {
     let origin = Origin::Operator;
-    Change::Ban(Ban { prefix: prefix(text), origin, since: now(), until, failures: 0, reason: String::new() })
+    Change::Ban(Ban {
+        prefix: prefix(text),
+        origin,
+        since: now(),
+        until,
+        failures: 0,
+        count: 0,
+        reason: String::new(),
+    })
 }
 
 fn in_an_hour() -> Until {

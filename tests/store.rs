@@ -25,12 +25,13 @@ fn ban(number: u32) -> Ban {
         since: Timestamp::from_secs(number.into()),
         until: Until::Forever,
         failures: 5,
+        count: 1,
         reason: "a 'quoted' reason".to_owned(),
     }
 }
 
 fn record(store: &mut Store, changes: &[Change]) {
-    store.record(changes, Timestamp::from_secs(1)).unwrap();
+    store.record(changes, &[], Timestamp::from_secs(1)).unwrap();
     store.sync().unwrap();
 }
 
@@ -52,7 +53,7 @@ fn what_was_recorded_is_read_back() {
         [(Timestamp::from_secs(1), Change::Unban { prefix: ban(1).prefix })]
     );
     record(&mut store, &[Change::Flush, Change::Disallow { prefix }]);
-    store.rewrite(&[Change::Ban(ban(9))]).unwrap();
+    store.rewrite(&[Change::Ban(ban(9))], Vec::new()).unwrap();
     drop(store);
     let (_, stored) = Store::open(folder.path()).unwrap();
     assert_eq!((stored.bans, stored.allow), (vec![ban(9)], vec![]));

@@ -112,6 +112,7 @@ fn ban(text: &str, span: Option<Duration>) -> Change {
         since: now(),
         until,
         failures: 0,
+        count: 0,
         reason: String::new(),
     })
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::{
-    engine::{Command, Engine, Input, Reading, SourceId},
+    engine::{Command, Engine, Input, Kept, Reading, SourceId},
     ledger::Ledger,
     policy::Policy,
     time::Timestamp,
@@ -12,7 +12,7 @@ use crate::{
 ///
 /// Failures count at the time the log gives them, up to `now`.
 pub fn replay(policy: Policy, source: SourceId, log: &[u8], now: Timestamp) -> Vec<Command> {
-    let mut engine = Engine::new(now, policy, Vec::new(), Vec::new());
+    let mut engine = Engine::new(now, policy, Kept::default());
     engine.handle(now, Input::Lines { source, block: log, reading: Reading::CatchingUp });
     std::iter::from_fn(|| engine.next_command()).collect()
 }

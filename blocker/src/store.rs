@@ -15,14 +15,36 @@ use std::{
 use rusqlite::{Connection, params};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{engine::Change, ledger::Ban, net::Prefix, time::Timestamp};
+use crate::{
+    engine::Change,
+    ledger::{Ban, Offence, OffenceChange, Origin},
+    net::Prefix,
+    time::{Timestamp, Until},
+};
 
 /// The version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+/// Layout 1.
+const TABLES: &str = "
+    CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE allow(prefix TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE position(file TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE history(id INTEGER PRIMARY KEY, at INTEGER NOT NULL, change TEXT NOT NULL);";
+/// What layout 2 adds: who was banned before. `until` is in microseconds since the epoch, NULL without end. An older
+/// ledger knows it from its history.
+const OFFENCES: &str = "
+    CREATE TABLE offence(prefix TEXT NOT NULL, jail TEXT NOT NULL, bans INTEGER NOT NULL, until INTEGER,
+        PRIMARY KEY(prefix, jail)) WITHOUT ROWID;
+    INSERT INTO offence
+        SELECT change ->> '$.ban.prefix', change ->> '$.ban.origin.jail', count(*), max(change ->> '$.ban.until.at')
+        FROM history WHERE json_valid(change) AND change ->> '$.ban.origin.jail' IS NOT NULL
+        GROUP BY 1, 2;";
 /// Rows of history kept; the oldest go first.
 pub const HISTORY_MAX: i64 = 100_000;
 /// How many recorded changes pass between two prunings of the history.
 const PRUNE_EVERY: u32 = 1_000;
+/// Bans that [`Store::recent_bans`] returns at most.
+pub const RECENT_MAX: i64 = 50_000;
 const FILE: &str = "blocker.db";
 const LOCK: &str = "blocker.lock";
 
@@ -53,6 +75,8 @@ pub struct Stored {
     pub bans: Vec<Ban>,
     /// What operators put on the allowlist.
     pub allow: Vec<Prefix>,
+    /// Who was banned before.
+    pub offences: Vec<Offence>,
     /// Read positions, as they were saved.
     pub positions: Vec<(String, String)>,
     /// What the operator should know of the opening.
@@ -124,15 +148,8 @@ impl Store {
         connection.pragma_update(None, "synchronous", "normal")?;
         match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => {}
-            0 => connection.execute_batch(&format!(
-                "BEGIN;
-                 CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
-                 CREATE TABLE allow(prefix TEXT PRIMARY KEY) WITHOUT ROWID;
-                 CREATE TABLE position(file TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
-                 CREATE TABLE history(id INTEGER PRIMARY KEY, at INTEGER NOT NULL, change TEXT NOT NULL);
-                 PRAGMA user_version = {SCHEMA_VERSION};
-                 COMMIT;"
-            ))?,
+            0 => migrate(&connection, &[TABLES, OFFENCES])?,
+            1 => migrate(&connection, &[OFFENCES])?,
             newer => return Err(Unusable::Newer(newer)),
         }
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -156,6 +173,17 @@ impl Store {
         let mut allow = connection.prepare("SELECT prefix FROM allow ORDER BY prefix")?;
         for text in allow.query_map([], |row| row.get::<_, String>(0))? {
             stored.allow.push(text?.parse().map_err(Unusable::Damaged)?);
+        }
+        let mut offences = connection.prepare("SELECT prefix, jail, bans, until FROM offence")?;
+        let rows = offences.query_map([], |row| {
+            let prefix: String = row.get(0)?;
+            Ok((prefix, row.get::<_, String>(1)?, row.get::<_, u32>(2)?, row.get::<_, Option<i64>>(3)?))
+        })?;
+        for row in rows {
+            let (prefix, jail, bans, until) = row?;
+            let prefix = prefix.parse().map_err(Unusable::Damaged)?;
+            let until = until.map_or(Until::Forever, |end| Until::At(Timestamp::from_micros(end)));
+            stored.offences.push(Offence { prefix, jail: jail.into(), bans, until });
         }
         let mut positions = connection.prepare("SELECT file, position FROM position")?;
         for row in positions.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
@@ -193,7 +221,12 @@ impl Store {
     ///
     /// # Errors
     /// When the disk refuses; then none of them is written.
-    pub fn record(&mut self, changes: &[Change], now: Timestamp) -> Result<(), StoreError> {
+    pub fn record(
+        &mut self,
+        changes: &[Change],
+        offences: &[OffenceChange],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         self.since_pruned =
             self.since_pruned.saturating_add(u32::try_from(changes.len()).unwrap_or(u32::MAX));
         let prune = self.since_pruned >= PRUNE_EVERY;
@@ -206,6 +239,7 @@ impl Store {
                     .prepare_cached("INSERT INTO history(at, change) VALUES (?1, ?2)")?
                     .execute(params![now.as_micros(), json])?;
             }
+            offences.iter().try_for_each(|offence| remember(transaction, offence))?;
             if prune {
                 transaction.execute(
                     "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
@@ -220,14 +254,15 @@ impl Store {
         Ok(())
     }
 
-    /// Replaces bans and allowlist by what these changes make; for after a time when the disk refused.
+    /// Replaces bans, allowlist and offences by what these make; for after a time when the disk refused.
     ///
     /// # Errors
     /// When the disk refuses still.
-    pub fn rewrite(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+    pub fn rewrite(&mut self, changes: &[Change], offences: Vec<Offence>) -> Result<(), StoreError> {
         self.transaction("rewrite", |transaction| {
-            transaction.execute_batch("DELETE FROM ban; DELETE FROM allow;")?;
-            changes.iter().try_for_each(|change| apply(transaction, change))
+            transaction.execute_batch("DELETE FROM ban; DELETE FROM allow; DELETE FROM offence;")?;
+            changes.iter().try_for_each(|change| apply(transaction, change))?;
+            offences.into_iter().try_for_each(|offence| remember(transaction, &OffenceChange::Set(offence)))
         })
     }
 
@@ -263,6 +298,26 @@ impl Store {
             .into_iter()
             .filter_map(|(at, json)| Some((Timestamp::from_micros(at), serde_json::from_str(&json).ok()?)))
             .collect())
+    }
+
+    /// The bans by jails that were recorded after `since`, the oldest first; of many the latest [`RECENT_MAX`].
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn recent_bans(&self, since: Timestamp) -> Result<Vec<Ban>, StoreError> {
+        let read = || -> Result<Vec<String>, rusqlite::Error> {
+            let mut query = self.connection.prepare_cached(
+                "SELECT change FROM history WHERE at > ?1 AND change LIKE '{\"ban\"%' ORDER BY id DESC LIMIT ?2",
+            )?;
+            let rows = query.query_map(params![since.as_micros(), RECENT_MAX], |row| row.get(0))?;
+            rows.collect()
+        };
+        let rows = read().map_err(|error| self.failed("read the history of", &error))?;
+        let bans = rows.iter().rev().filter_map(|json| match serde_json::from_str(json) {
+            Ok(Change::Ban(ban)) if ban.origin != Origin::Operator => Some(ban),
+            _ => None,
+        });
+        Ok(bans.collect())
     }
 
     fn transaction(
@@ -328,6 +383,31 @@ fn apply(transaction: &rusqlite::Transaction<'_>, change: &Change) -> Result<(),
         Change::Disallow { prefix } => run("DELETE FROM allow WHERE prefix = ?1", prefix),
         Change::Flush => transaction.execute("DELETE FROM ban", []).map(drop),
     }
+}
+
+fn remember(transaction: &rusqlite::Transaction<'_>, change: &OffenceChange) -> Result<(), rusqlite::Error> {
+    match change {
+        OffenceChange::Set(Offence { prefix, jail, bans, until }) => {
+            let until = match until {
+                Until::At(end) => Some(end.as_micros()),
+                Until::Forever => None,
+            };
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO offence VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![prefix.to_string(), &**jail, bans, until])
+        }
+        OffenceChange::Forget { prefix, jail } => transaction
+            .prepare_cached("DELETE FROM offence WHERE prefix = ?1 AND jail = ?2")?
+            .execute(params![prefix.to_string(), &**jail]),
+        OffenceChange::ForgetAll => transaction.execute("DELETE FROM offence", []),
+    }
+    .map(drop)
+}
+
+/// Runs these steps and marks the tables as of this version, all or nothing.
+fn migrate(connection: &Connection, steps: &[&str]) -> Result<(), rusqlite::Error> {
+    connection
+        .execute_batch(&format!("BEGIN; {} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;", steps.concat()))
 }
 
 /// Why a database file was not taken.

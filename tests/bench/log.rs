@@ -12,7 +12,7 @@ use std::{
 
 use blocker::{
     config::{BUILT_IN, read_filter},
-    engine::{self, Engine, Input, Reading, SourceId},
+    engine::{self, Engine, Input, Kept, Reading, SourceId},
     filter::Filter,
     policy::{Jail, Limits, Policy, SourceSpec},
     time::{BanTime, Timestamp},
@@ -179,7 +179,7 @@ fn ours(log: &Log, text: &[u8]) -> (Duration, u64) {
         ..Policy::default()
     };
     let now = Timestamp::from_secs(1_795_000_000);
-    let mut engine = Engine::new(now, policy, Vec::new(), Vec::new());
+    let mut engine = Engine::new(now, policy, Kept::default());
     let begun = Instant::now();
     let mut rest = text;
     while !rest.is_empty() {

@@ -110,6 +110,7 @@ fn fill(enforcer: &mut xdp::Xdp, bans: u32) {
                 since: now,
                 until,
                 failures: 0,
+                count: 0,
                 reason: String::new(),
             })
         })

@@ -32,9 +32,10 @@ use crate::{
     },
     enforce::{EnforceError, Enforcer, Health, Keep, xdp},
     engine::{
-        Change, Command, Engine, Event, Input, Reading, Request, RequestId, Response, SourceId, diff,
+        Change, Command, Engine, Event, Input, Kept, Reading, Request, RequestId, Response, SourceId, diff,
         diff_allowed,
     },
+    ledger::OffenceChange,
     policy::SourceSpec,
     source::{file, socket::LineSocket},
     store::{Store, StoreError},
@@ -44,6 +45,9 @@ use crate::{
 mod backend;
 mod protected;
 mod report;
+mod runner;
+
+use runner::{Answer, Runner};
 
 /// How often the kernel half is checked and repaired, and what failed is tried again.
 const REPAIR_EVERY: Duration = Duration::from_secs(1);
@@ -152,6 +156,9 @@ struct Agent {
     sync_again: bool,
     synced: mpsc::UnboundedSender<Result<(), StoreError>>,
     sync_outcomes: Option<mpsc::UnboundedReceiver<Result<(), StoreError>>>,
+    /// Runs commands, and where ignorecommands' answers come from.
+    runner: Runner,
+    answers: Option<mpsc::UnboundedReceiver<Answer>>,
 }
 
 /// What is wrong right now.
@@ -174,10 +181,22 @@ impl Agent {
         let files = file::FileSource::new(&file_specs(&config), positions, file::Options::default())
             .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
         let warnings = config.warnings.iter().map(ToString::to_string).chain(stored.notes).collect();
+        let instant = now();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
         policy.seed = RandomState::new().hash_one(0);
-        let engine = Engine::new(now(), policy, stored.bans, stored.allow);
+        let recent = match recent_horizon(&config, instant).map(|since| store.recent_bans(since)) {
+            None => Vec::new(),
+            Some(Ok(recent)) => recent,
+            Some(Err(error)) => {
+                warn!("earlier bans do not count in jails that count bans: {error}");
+                Vec::new()
+            }
+        };
+        let kept = Kept { bans: stored.bans, allow: stored.allow, offences: stored.offences, recent };
+        let engine = Engine::new(instant, policy, kept);
+        // As many answers at once as the engine has questions.
+        let (answered, answers) = mpsc::unbounded_channel();
         // At most one outcome is under way.
         let (synced, sync_outcomes) = mpsc::unbounded_channel();
         let mut agent = Self {
@@ -185,6 +204,8 @@ impl Agent {
             sync_again: false,
             synced,
             sync_outcomes: Some(sync_outcomes),
+            runner: Runner::new(answered),
+            answers: Some(answers),
             options: options.clone(),
             sockets: Vec::new(),
             engine,
@@ -215,6 +236,7 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start("watch for SIGINT"))?;
         let mut hangup = signal(SignalKind::hangup()).map_err(start("watch for SIGHUP"))?;
         let Some(mut sync_outcomes) = self.sync_outcomes.take() else { return Ok(()) };
+        let Some(mut answers) = self.answers.take() else { return Ok(()) };
         let files_ready = watched(self.files.as_fd()).map_err(start("watch log files"))?;
 
         self.announce();
@@ -247,6 +269,9 @@ impl Agent {
                 () = socket_ready(&self.sockets) => self.poll_sockets(),
                 Some(pending) = called.recv() => self.call(pending),
                 Some(outcome) = sync_outcomes.recv() => self.sync_done(outcome),
+                Some((id, ignore)) = answers.recv() => {
+                    self.engine.handle(now(), Input::Answer { id, ignore });
+                }
                 _ = hangup.recv() => {
                     let _said = self.reload();
                 }
@@ -269,7 +294,10 @@ impl Agent {
             self.drain();
         }
         self.save_positions();
+        self.engine.handle(now(), Input::Stop);
+        self.drain();
         let _said = self.sync();
+        self.runner.finish();
         info!("stopping; the kernel keeps dropping {} bans (`blocker flush` lifts them)", self.engine.bans());
         self.enforcer.close(Keep::InForce).unwrap_or_else(|error| error!("let go of the kernel: {error}"));
         Ok(())
@@ -403,20 +431,26 @@ impl Agent {
 
     /// Carries out what the engine wants: one transaction, one batch, one sync, then what people are told.
     fn drain(&mut self) {
-        let (mut records, mut changes, mut replies, mut notes) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut records, mut offences, mut changes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut replies, mut notes, mut acts) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(command) = self.engine.next_command() {
             match command {
                 Command::Record(change) => records.push(change),
+                Command::Remember(offence) => offences.push(offence),
                 Command::Enforce(change) => changes.push(change),
+                Command::Ask(ask) => self.runner.ask(&ask),
+                Command::Act(act) => acts.push(act),
                 Command::Reply(id, response) => replies.push((id, response)),
                 Command::Note(event) => notes.push(event),
             }
         }
         // Written ahead, so that a killed agent knows what it enforced; on the disk before anybody is told it is done.
-        let recorded = if records.is_empty() { Ok(()) } else { self.record(&records) };
+        let nothing = records.is_empty() && offences.is_empty();
+        let recorded = if nothing { Ok(()) } else { self.record(&records, &offences) };
         let enforced = if changes.is_empty() { Ok(()) } else { self.enforce(&changes) };
-        let recorded = match (records.is_empty(), replies.is_empty()) {
+        // Only now: no command comes before the kernel.
+        acts.iter().for_each(|act| self.runner.act(act));
+        let recorded = match (nothing, replies.is_empty()) {
             (true, _) => Ok(()),
             (false, true) => recorded.map(|()| self.sync_soon()),
             // Whoever asked is told when it is on the disk.
@@ -431,8 +465,8 @@ impl Agent {
 
     /// Writes to the ledger on disk. A disk that refuses never stops enforcement: it is said, and tried again with
     /// the whole ledger by [`Self::repair`].
-    fn record(&mut self, changes: &[Change]) -> Result<(), String> {
-        let outcome = self.store.record(changes, now());
+    fn record(&mut self, changes: &[Change], offences: &[OffenceChange]) -> Result<(), String> {
+        let outcome = self.store.record(changes, offences, now());
         self.on_disk(outcome)
     }
 
@@ -535,7 +569,8 @@ impl Agent {
         }
         if self.degraded.store.is_some() {
             let ledger = self.engine.ledger_changes();
-            if self.store.rewrite(&ledger).and_then(|()| self.store.sync()).is_ok() {
+            let offences = self.engine.offences();
+            if self.store.rewrite(&ledger, offences).and_then(|()| self.store.sync()).is_ok() {
                 info!("the ledger is on disk again");
                 self.degraded.store = None;
             }
@@ -565,6 +600,14 @@ impl Agent {
             warn!("read positions were not written: {error}");
         }
     }
+}
+
+/// From when on earlier bans count in some jail that counts bans; `None` where there is no such jail.
+fn recent_horizon(config: &Config, now: Timestamp) -> Option<Timestamp> {
+    let policy = &config.policy;
+    let on_ledger = |id: &SourceId| policy.sources.get(usize::from(id.0)) == Some(&SourceSpec::Ledger);
+    let counting = policy.jails.iter().filter(|jail| jail.sources.iter().any(on_ledger));
+    counting.map(|jail| jail.findtime).max().map(|longest| now.saturating_sub(longest))
 }
 
 fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
@@ -653,7 +696,17 @@ fn note(event: &Event) {
         }
         Event::Allowlisted { jail, address } => info!("[{jail}] Ignore {address} (allowlisted)"),
         Event::NoAddress { jail } => warn!("[{jail}] a failure without a usable address; nobody is blamed"),
+        Event::Banned(ban) if ban.count > 1 => {
+            info!("[{}] Ban {} (number {})", report::origin(&ban.origin), ban.prefix, ban.count);
+        }
         Event::Banned(ban) => info!("[{}] Ban {}", report::origin(&ban.origin), ban.prefix),
+        Event::WouldBan(ban) => {
+            info!("[{}] would ban {}, and only observes", report::origin(&ban.origin), ban.prefix);
+        }
+        Event::Ignored { jail, address } => info!("[{jail}] Ignore {address} (by its ignorecommand)"),
+        Event::Unanswered { jail, address } => {
+            warn!("[{jail}] no answer of its ignorecommand about {address}: it is banned");
+        }
         Event::Unbanned { prefix, why } => info!("Unban {prefix} ({})", report::ending(*why)),
         Event::Spared { prefix, allowed } => {
             warn!("not banned: {prefix} would cover {allowed}, which is protected");

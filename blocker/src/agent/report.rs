@@ -9,7 +9,7 @@ use crate::{
     control::protocol::{Backend, BanRow, CallError, JailStatus, SourceStatus, Status},
     enforce::xdp,
     engine::Ending,
-    ledger::Origin,
+    ledger::{Ban, Origin},
     net::Prefix,
     time::{Timestamp, Until},
 };
@@ -52,6 +52,11 @@ impl Agent {
             already_banned: counters.already_banned,
             bans_made: counters.bans,
             bans: bans_of.get(&**name).copied().unwrap_or(0),
+            observe: self.config.policy.jails.iter().any(|jail| jail.name == *name && jail.observe),
+            would_ban: counters.would_ban,
+            ignored: counters.ignored,
+            unanswered: counters.unanswered,
+            actions: self.runner.status(name),
         });
         let reason = if description.reason.is_empty() {
             self.why.clone()
@@ -87,6 +92,11 @@ impl Agent {
             tracked: snapshot.tracked,
             tracked_evicted: snapshot.evicted,
             bans_refused: snapshot.gave_way + snapshot.table_full,
+            offenders: snapshot.offenders,
+            offenders_gave_way: snapshot.offenders_gave_way,
+            asked: snapshot.asked,
+            matches_bytes: snapshot.matches_bytes,
+            matches_gave_way: snapshot.matches_gave_way,
             packets: counters.packets,
             bytes: counters.bytes,
             allowed: self.engine.allowed(),
@@ -128,6 +138,10 @@ impl Agent {
         let mut prefixes: Vec<Prefix> = held.keys().chain(known.keys()).copied().collect();
         prefixes.sort_unstable();
         prefixes.dedup();
+        let escalates = |ban: &Ban| {
+            let mut jails = self.config.policy.jails.iter();
+            ban.count > 1 && jails.any(|jail| *jail.name == *origin(&ban.origin) && jail.escalation.is_some())
+        };
         let rows = prefixes.into_iter().map(|prefix| {
             let (entry, ban) = (held.get(&prefix), known.get(&prefix));
             BanRow {
@@ -136,6 +150,9 @@ impl Agent {
                 since: ban.map(|ban| ban.since),
                 until: entry.map(|entry| entry.until).or(ban.map(|ban| ban.until)).and_then(end),
                 failures: ban.map_or(0, |ban| ban.failures),
+                count: ban.map_or(0, |ban| ban.count),
+                bantime_secs: ban.and_then(|ban| Some(end(ban.until)?.saturating_since(ban.since).as_secs())),
+                escalated: ban.is_some_and(|ban| escalates(ban)),
                 packets: entry.map_or(0, |entry| entry.packets),
                 reason: ban.map_or_else(String::new, |ban| ban.reason.clone()),
                 in_kernel: entry.is_some(),

@@ -24,6 +24,8 @@ mod check;
 mod filter;
 mod show;
 
+pub(crate) use show::clean;
+
 /// Where the agent listens when the configuration does not say.
 pub const DEFAULT_SOCKET: &str = "/run/blocker/blocker.sock";
 /// The configuration read when none is named.

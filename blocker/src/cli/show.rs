@@ -31,7 +31,7 @@ fn bans(rows: &[BanRow], now: Timestamp) -> String {
     if rows.is_empty() {
         return "nobody is banned\n".to_owned();
     }
-    let mut table = table(&["address", "jail", "since", "until", "failures", "dropped", ""]);
+    let mut table = table(&["address", "jail", "since", "until", "failures", "ban", "dropped", ""]);
     for row in rows {
         table.add_row([
             row.prefix.to_string(),
@@ -39,6 +39,7 @@ fn bans(rows: &[BanRow], now: Timestamp) -> String {
             row.since.map_or_else(|| "-".to_owned(), local),
             row.until.map_or_else(|| "forever".to_owned(), |until| ends(until, now)),
             row.failures.to_string(),
+            if row.count == 0 { "-".to_owned() } else { format!("#{}", row.count) },
             row.packets.to_string(),
             if row.in_kernel { clean(&row.reason) } else { "NOT IN THE KERNEL".to_owned() },
         ]);
@@ -70,6 +71,23 @@ fn status(status: &Status) -> String {
         "tracked",
         format!("{} addresses with failures, {} gave way", status.tracked, status.tracked_evicted),
     );
+    line(
+        "offenders",
+        format!(
+            "{} bans remembered by address and jail, {} gave way",
+            status.offenders, status.offenders_gave_way
+        ),
+    );
+    if status.asked > 0 {
+        line("asked", format!("{} bans wait for an ignorecommand", status.asked));
+    }
+    if status.matches_gave_way > 0 {
+        let (kept, lost) = (status.matches_bytes, status.matches_gave_way);
+        line(
+            "matches",
+            format!("{kept} bytes of lines kept for actions, those of {lost} addresses gave way"),
+        );
+    }
     let allowed: Vec<String> = status.allowed.iter().map(ToString::to_string).collect();
     line("allowed", if allowed.is_empty() { "nobody".to_owned() } else { allowed.join(", ") });
     if status.log_lines_dropped > 0 {
@@ -83,6 +101,7 @@ fn status(status: &Status) -> String {
         let numbers = [jail.failures, jail.bans as u64, jail.bans_made, jail.allowlisted, jail.no_address];
         jails.add_row(std::iter::once(clean(&jail.name)).chain(numbers.iter().map(ToString::to_string)));
     }
+    let asks = asks(status);
     let mut sources = table(&["source", "state", "bytes", ""]);
     for source in &status.sources {
         let counters: Vec<String> =
@@ -94,7 +113,39 @@ fn status(status: &Status) -> String {
             clean(&counters.join(", ")),
         ]);
     }
-    format!("{text}\n{jails}\n\n{sources}\n")
+    format!("{text}\n{jails}\n{asks}\n{sources}\n")
+}
+
+/// What jails came to that observe, ask before they ban, or have actions: a line each, none for others.
+fn asks(status: &Status) -> String {
+    let mut text = String::new();
+    for jail in &status.jails {
+        let mut said = Vec::new();
+        if jail.observe || jail.would_ban > 0 {
+            said.push(format!("would have banned {}", jail.would_ban));
+        }
+        if jail.ignored > 0 || jail.unanswered > 0 {
+            said.push(format!(
+                "spared by its ignorecommand {}, not answered {}",
+                jail.ignored, jail.unanswered
+            ));
+        }
+        for action in &jail.actions {
+            said.push(format!(
+                "action {}: {} run, {} failed, {} took too long, {} wait, {} dropped",
+                clean(&action.name),
+                action.run,
+                action.failed,
+                action.timed_out,
+                action.waiting,
+                action.dropped
+            ));
+        }
+        for what in said {
+            let _infallible = writeln!(text, "{:<10} {what}", clean(&jail.name));
+        }
+    }
+    text
 }
 
 fn response(response: &Response) -> String {
@@ -145,7 +196,7 @@ fn ends(end: Timestamp, now: Timestamp) -> String {
 }
 
 /// One line of text with nothing in it that a terminal obeys.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if is_safe(c) { c.to_string() } else { c.escape_unicode().to_string() }).collect()
 }
 
@@ -181,6 +232,9 @@ mod tests {
             since: Some(Timestamp::from_secs(100)),
             until: Some(Timestamp::from_secs(700)),
             failures: 5,
+            count: 3,
+            bantime_secs: Some(600),
+            escalated: true,
             packets: 42,
             reason: String::new(),
             in_kernel: true,
@@ -188,7 +242,10 @@ mod tests {
         let shown =
             bans(&[row.clone(), BanRow { until: None, in_kernel: false, ..row }], Timestamp::from_secs(100));
         assert!(
-            shown.contains("203.0.113.9") && shown.contains("(in 10m)") && shown.contains("42"),
+            shown.contains("203.0.113.9")
+                && shown.contains("(in 10m)")
+                && shown.contains("42")
+                && shown.contains("#3"),
             "{shown}"
         );
         assert!(shown.contains("forever") && shown.contains("NOT IN THE KERNEL"), "{shown}");

@@ -214,6 +214,16 @@ pub struct Status {
     pub tracked_evicted: u64,
     /// Bans that gave way to the bound on bans, or were not made because of it.
     pub bans_refused: u64,
+    /// (prefix, jail) pairs whose earlier bans are remembered.
+    pub offenders: usize,
+    /// Pairs that gave way to the bound on them.
+    pub offenders_gave_way: u64,
+    /// Bans that wait for an ignorecommand.
+    pub asked: usize,
+    /// Bytes of matched lines kept for actions.
+    pub matches_bytes: usize,
+    /// Addresses whose lines gave way to the bound on them.
+    pub matches_gave_way: u64,
     /// Packets dropped in all.
     pub packets: u64,
     /// Bytes dropped in all.
@@ -258,6 +268,33 @@ pub struct JailStatus {
     pub bans_made: u64,
     /// Bans of it in force.
     pub bans: usize,
+    /// Whether it bans nobody.
+    pub observe: bool,
+    /// Bans it would have made if it did more than observe.
+    pub would_ban: u64,
+    /// Bans not made, since its ignorecommand spared the address.
+    pub ignored: u64,
+    /// Bans made without an answer of its ignorecommand.
+    pub unanswered: u64,
+    /// Its actions that have run or were to.
+    pub actions: Vec<ActionStatus>,
+}
+
+/// A jail's action in `status`, since the agent started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionStatus {
+    /// Its name.
+    pub name: String,
+    /// Runs that are under way or wait.
+    pub waiting: u64,
+    /// Runs that ended, in whatever way.
+    pub run: u64,
+    /// Runs that ended with another status than 0, or could not begin.
+    pub failed: u64,
+    /// Runs that were killed at their timeout.
+    pub timed_out: u64,
+    /// Runs dropped because too many waited.
+    pub dropped: u64,
 }
 
 /// A source in `status`.
@@ -286,6 +323,12 @@ pub struct BanRow {
     pub until: Option<Timestamp>,
     /// Failures that led to it.
     pub failures: u32,
+    /// Which ban of this prefix by its jail it is; 0 for an operator's.
+    pub count: u32,
+    /// How long it was made for; `null` for no end.
+    pub bantime_secs: Option<u64>,
+    /// Whether earlier bans made it longer.
+    pub escalated: bool,
     /// Packets dropped, as the kernel counts them.
     pub packets: u64,
     /// The operator's reason.

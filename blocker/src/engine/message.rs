@@ -5,7 +5,12 @@ use std::{net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ledger::Ban, net::Prefix, time::BanTime};
+use crate::{
+    ledger::{Ban, OffenceChange},
+    net::Prefix,
+    policy::{ActionSpec, IgnoreCommand},
+    time::BanTime,
+};
 
 /// An index into [`crate::policy::Policy::sources`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,6 +19,10 @@ pub struct SourceId(pub u16);
 /// Names the operator's request that a [`Command::Reply`] answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
+
+/// Names the question of a [`Command::Ask`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AskId(pub u64);
 
 /// Whether lines arrive as they are written, or were written while nobody read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +59,17 @@ pub enum Input<'a> {
         /// Whether the kernel took it.
         ok: bool,
     },
+    /// What an ignorecommand said.
+    Answer {
+        /// Which question it answers; one that is answered or overdue is not.
+        id: AskId,
+        /// Whether the address is spared; `None` when the command failed.
+        ignore: Option<bool>,
+    },
     /// Time passed: expire what is over.
     Tick,
+    /// The agent is about to end; bans stay in force.
+    Stop,
 }
 
 /// What the engine wants done, in order.
@@ -61,10 +79,65 @@ pub enum Command {
     Record(Change),
     /// Make the kernel hold it.
     Enforce(Change),
+    /// Write it to the store, in the same transaction as the records beside it.
+    Remember(OffenceChange),
+    /// Ask an ignorecommand about a ban, and come back with an [`Input::Answer`]; the ban waits.
+    Ask(Ask),
+    /// Run something for a jail, in its own time. Everything before it must have been enforced.
+    Act(Act),
     /// Answer a request; everything before it in the queue must have been carried out.
     Reply(RequestId, Response),
     /// Tell people.
     Note(Event),
+}
+
+/// A question to an ignorecommand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Comes back in the answer.
+    pub id: AskId,
+    /// The jail that would ban.
+    pub jail: Arc<str>,
+    /// The address in the last failure's line.
+    pub address: IpAddr,
+    /// Failures that would lead to the ban.
+    pub failures: u32,
+    /// What to ask, and how long to wait; beyond that the engine no longer does.
+    pub command: Arc<IgnoreCommand>,
+}
+
+/// A run of a jail's action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// The jail.
+    pub jail: Arc<str>,
+    /// The action.
+    pub action: Arc<ActionSpec>,
+    /// What happened.
+    pub occasion: Occasion,
+}
+
+/// Why an action runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// The jail starts.
+    Start,
+    /// The jail stops.
+    Stop,
+    /// It banned.
+    Ban {
+        /// The ban.
+        ban: Ban,
+        /// The last matched lines, as far as they were kept and are wanted.
+        matches: Vec<String>,
+        /// Whether a restart restored the ban.
+        restored: bool,
+    },
+    /// Its ban ended.
+    Unban {
+        /// The ban that was.
+        ban: Ban,
+    },
 }
 
 /// What the kernel, and the store, must do.
@@ -186,6 +259,22 @@ pub enum Event {
     },
     /// A ban began or was prolonged.
     Banned(Ban),
+    /// A jail that only observes would have banned.
+    WouldBan(Ban),
+    /// A ban was not made, since the jail's ignorecommand spares the address.
+    Ignored {
+        /// The jail that would have banned.
+        jail: Arc<str>,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The jail's ignorecommand failed, was too slow or had too many questions: the ban is made.
+    Unanswered {
+        /// The jail that bans.
+        jail: Arc<str>,
+        /// The address.
+        address: IpAddr,
+    },
     /// A ban ended.
     Unbanned {
         /// What was banned.

@@ -3,30 +3,55 @@
 //! It sees lines, requests and the time, and says what is to be recorded, enforced, answered and told. It knows no
 //! clock, no file and no kernel; the same inputs in the same order give the same commands.
 //!
+//! | module | story |
+//! |---|---|
+//! | `message` | what goes in and comes out |
+//! | `judge` | from a failure to a ban |
+//! | `asked` | bans that wait for an ignorecommand |
+//! | `matches` | matched lines, kept for actions |
+//! | `acts` | when a jail's actions run |
+//! | `operator` | what people ask for |
+//! | `diff` | what a kernel lacks of the ledger |
+//!
 //! Held here, and again by the enforcer and the kernel: no allowlisted or protected address is in a ban, and no wider
 //! ban covers a protected one.
 #![forbid(unsafe_code)]
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use asked::Asked;
+use judge::Failure;
+use matches::Matches;
+
 use crate::{
     allowlist::PrefixSet,
-    detect::{Count, JailKey, Windows},
+    detect::{JailKey, Windows},
     filter::{Filter, SourceMatcher, Verdict, date::Clock},
-    ledger::{Ban, Ledger, Opened, Origin},
+    ledger::{Ban, Ledger, Offence, Offenders, Opened, Origin},
     net::Prefix,
-    policy::Policy,
-    time::{BanTime, Timestamp, Until},
+    policy::{Policy, SourceSpec},
+    time::Timestamp,
 };
 
+mod acts;
+mod asked;
+mod diff;
+mod judge;
+mod matches;
 mod message;
+mod operator;
 
-pub use message::{Change, Command, Ending, Event, Input, Reading, Request, RequestId, Response, SourceId};
+pub use asked::ASKED_MAX;
+pub use diff::{diff, diff_allowed};
+pub use matches::{MATCH_BYTES_MAX, MATCHES_BYTES_MAX};
+pub use message::{
+    Act, Ask, AskId, Change, Command, Ending, Event, Input, Occasion, Reading, Request, RequestId, Response,
+    SourceId,
+};
 
 /// The widest prefix an operator may ban: wider ones hold too many strangers to be one attacker.
 pub const BAN_LENGTH_MIN_V4: u8 = 8;
@@ -53,7 +78,29 @@ pub struct JailCounters {
     pub bans: u64,
     /// Bans not made, to spare a protected address.
     pub spared: u64,
+    /// Bans that would have been made if the jail did more than observe.
+    pub would_ban: u64,
+    /// Bans not made, since the ignorecommand spared the address.
+    pub ignored: u64,
+    /// Bans made without an answer of the ignorecommand.
+    pub unanswered: u64,
 }
+
+/// What an engine starts with: what was kept from an earlier life.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Bans, those that are over by now included.
+    pub bans: Vec<Ban>,
+    /// What operators put on the allowlist.
+    pub allow: Vec<Prefix>,
+    /// Who was banned before.
+    pub offences: Vec<Offence>,
+    /// Bans by jails that began lately, the oldest first, for jails that count those.
+    pub recent: Vec<Ban>,
+}
+
+/// Bans by observing jails that are imagined at once; the one soonest to end gives way.
+pub const IMAGINED_MAX: usize = 4_096;
 
 /// The engine's state, for `status`, metrics and persistence.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +123,16 @@ pub struct Snapshot {
     pub table_full: u64,
     /// Prefixes the kernel refused when last asked.
     pub refused: Vec<Prefix>,
+    /// (prefix, jail) pairs whose earlier bans are remembered.
+    pub offenders: usize,
+    /// Pairs that gave way to the bound on them.
+    pub offenders_gave_way: u64,
+    /// Bans that wait for an ignorecommand's answer.
+    pub asked: usize,
+    /// Bytes of matched lines kept for actions.
+    pub matches_bytes: usize,
+    /// Prefixes whose lines gave way to the bound on them.
+    pub matches_gave_way: u64,
 }
 
 /// Decides.
@@ -91,6 +148,12 @@ pub struct Engine {
     protected: PrefixSet,
     windows: Windows,
     ledger: Ledger,
+    /// The bans of jails that only observe, so that they count as they would if they banned.
+    imagined: Ledger,
+    offenders: Offenders,
+    asked: Asked,
+    matches: Matches,
+    dice: Dice,
     keys: BTreeMap<Arc<str>, JailKey>,
     counters: BTreeMap<JailKey, JailCounters>,
     commands: VecDeque<Command>,
@@ -103,13 +166,35 @@ pub struct Engine {
 #[derive(Debug)]
 struct JailState {
     key: JailKey,
+    /// What is only observed has windows of its own.
+    observed_key: JailKey,
     ignore: PrefixSet,
+    /// Whether it counts other jails' bans.
+    on_ledger: bool,
+    /// Whether an action wants the matched lines.
+    wants_matches: bool,
+}
+
+/// Numbers that nobody can foresee who does not know the seed: SplitMix64, of Steele, Lea and Flood (OOPSLA 2014).
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        u32::try_from((mixed ^ (mixed >> 31)) >> 32).unwrap_or(0)
+    }
 }
 
 /// What reads a source: the filters of all its jails, and which of them are whose.
 #[derive(Debug)]
 struct Reader {
     matcher: SourceMatcher,
+    /// By filter: whether its failures ban nobody.
+    observes: Vec<bool>,
     /// A jail's index, and the filters it tries in this order.
     jails: Vec<(usize, Vec<usize>)>,
 }
@@ -131,22 +216,28 @@ impl Reader {
             }
             jails.push((index, own));
         }
-        Self { matcher: SourceMatcher::new(filters), jails }
+        let observes = filters.iter().map(|filter| filter.observe).collect();
+        Self { matcher: SourceMatcher::new(filters), observes, jails }
     }
 }
 
 impl Engine {
-    /// An engine that holds the stored bans and operators' allowlist. Bans that are over, or lie in the allowlist of
-    /// this policy, are closed with a record of it.
-    pub fn new(now: Timestamp, policy: Policy, bans: Vec<Ban>, operator_allow: Vec<Prefix>) -> Self {
+    /// An engine that holds what was kept. Bans that are over, or lie in the allowlist of this policy, are closed with
+    /// a record of it.
+    pub fn new(now: Timestamp, policy: Policy, kept: Kept) -> Self {
         let mut engine = Self {
             jails: Vec::new(),
             readers: Vec::new(),
             allow: PrefixSet::default(),
-            operator_allow: operator_allow.into_iter().collect(),
+            operator_allow: kept.allow.into_iter().collect(),
             protected: PrefixSet::default(),
             windows: Windows::new(policy.limits.tracked_max, policy.seed),
             ledger: Ledger::new(policy.limits.bans_max),
+            imagined: Ledger::new(IMAGINED_MAX),
+            offenders: Offenders::new(policy.limits.offenders_max),
+            asked: Asked::default(),
+            matches: Matches::default(),
+            dice: Dice(policy.seed),
             keys: BTreeMap::new(),
             counters: BTreeMap::new(),
             commands: VecDeque::new(),
@@ -155,16 +246,50 @@ impl Engine {
             table_full: 0,
             policy,
         };
-        for ban in bans {
+        for ban in kept.bans {
             if let Opened::Yes { gave_way: Some(lost) } = engine.ledger.open(ban) {
                 engine.gave_way += 1;
                 engine.commands.push_back(Command::Note(Event::GaveWay { prefix: lost.prefix }));
             }
         }
+        for offence in kept.offences {
+            engine.commands.extend(engine.offenders.restore(offence).map(Command::Remember));
+        }
         engine.derive();
+        engine.act_changed(&Policy::default());
         engine.lift_allowed();
         engine.expire(now);
+        engine.recount(now, &kept.recent);
+        if engine.policy.jails.iter().any(|jail| jail.actions.iter().any(|action| action.restored)) {
+            for ban in engine.desired() {
+                engine.act_ban(&ban, &[], true);
+            }
+        }
         engine
+    }
+
+    /// Counts bans of an earlier life in the windows of jails that count bans. What those led to then, they did.
+    fn recount(&mut self, now: Timestamp, recent: &[Ban]) {
+        let on_ledger: Vec<usize> = (0..self.jails.len())
+            .filter(|jail| self.jails.get(*jail).is_some_and(|state| state.on_ledger))
+            .collect();
+        for ban in recent {
+            let Origin::Jail(by) = &ban.origin else { continue };
+            if on_ledger.iter().any(|jail| self.policy.jails.get(*jail).is_some_and(|jail| jail.name == *by))
+            {
+                continue;
+            }
+            for jail in &on_ledger {
+                let (Some(rules), Some(state)) = (self.policy.jails.get(*jail), self.jails.get(*jail)) else {
+                    continue;
+                };
+                if ban.since > now.saturating_sub(rules.findtime)
+                    && state.ignore.covering(ban.prefix).is_none()
+                {
+                    self.windows.count(state.key, ban.prefix, ban.since, rules.maxretry, rules.findtime);
+                }
+            }
+        }
     }
 
     /// Takes one input; what comes of it is in [`Self::next_command`].
@@ -181,9 +306,17 @@ impl Engine {
             Input::Applied { prefix, ok: false } => {
                 self.refused.insert(prefix);
             }
+            Input::Answer { id, ignore } => self.answer(now, id, ignore),
+            Input::Stop => {
+                let policy = std::mem::take(&mut self.policy);
+                self.act_changed(&policy);
+                self.policy = policy;
+            }
             Input::Tick => {
                 self.expire(now);
                 self.forget_silent(now);
+                let forgotten = self.offenders.forget_old(now, self.policy.remember);
+                self.commands.extend(forgotten.into_iter().map(Command::Remember));
             }
         }
     }
@@ -195,14 +328,16 @@ impl Engine {
 
     /// When a [`Input::Tick`] is due, if nothing else happens.
     pub fn next_timeout(&self) -> Option<Timestamp> {
-        self.ledger.next_end()
+        let ends = [self.ledger.next_end(), self.imagined.next_end(), self.asked.next_deadline()];
+        ends.into_iter().flatten().min()
     }
 
     /// Takes a new policy; windows and bans stay. Bans that now lie in the allowlist are lifted.
     pub fn set_policy(&mut self, now: Timestamp, policy: Policy) {
         let before: BTreeSet<Prefix> = self.allowed().into_iter().collect();
-        self.policy = policy;
+        let policy_before = std::mem::replace(&mut self.policy, policy);
         self.derive();
+        self.act_changed(&policy_before);
         let after: BTreeSet<Prefix> = self.allowed().into_iter().collect();
         self.lift_allowed();
         for prefix in before.difference(&after) {
@@ -227,6 +362,11 @@ impl Engine {
             gave_way: self.gave_way,
             table_full: self.table_full,
             refused: self.refused.iter().copied().collect(),
+            offenders: self.offenders.len(),
+            offenders_gave_way: self.offenders.gave_way(),
+            asked: self.asked.waiting(),
+            matches_bytes: self.matches.bytes(),
+            matches_gave_way: self.matches.gave_way(),
         }
     }
 
@@ -254,6 +394,11 @@ impl Engine {
         allow.chain(self.ledger.iter().cloned().map(Change::Ban)).collect()
     }
 
+    /// All offences the store should hold.
+    pub fn offences(&self) -> Vec<Offence> {
+        self.offenders.iter().collect()
+    }
+
     /// Rebuilds what follows from the policy.
     fn derive(&mut self) {
         let limits = self.policy.limits;
@@ -261,11 +406,23 @@ impl Engine {
         self.ledger.set_bans_max(limits.bans_max);
         self.allow = self.policy.allow.iter().chain(&self.operator_allow).copied().collect();
         self.protected = self.policy.protected.iter().copied().collect();
+        self.offenders.set_offenders_max(limits.offenders_max);
+        self.asked.forget_answers();
         self.jails.clear();
         for jail in &self.policy.jails {
-            let next = JailKey(u32::try_from(self.keys.len()).unwrap_or(u32::MAX));
-            let key = *self.keys.entry(Arc::clone(&jail.name)).or_insert(next);
-            self.jails.push(JailState { key, ignore: jail.ignoreip.iter().copied().collect() });
+            let mut key_of = |name: Arc<str>| {
+                let next = JailKey(u32::try_from(self.keys.len()).unwrap_or(u32::MAX));
+                *self.keys.entry(name).or_insert(next)
+            };
+            let reads = |id: &SourceId| self.policy.sources.get(usize::from(id.0));
+            self.jails.push(JailState {
+                key: key_of(Arc::clone(&jail.name)),
+                // No jail's name holds a space.
+                observed_key: key_of(format!("{} observed", jail.name).into()),
+                ignore: jail.ignoreip.iter().copied().collect(),
+                on_ledger: jail.sources.iter().any(|id| reads(id) == Some(&SourceSpec::Ledger)),
+                wants_matches: jail.actions.iter().any(|action| action.matches),
+            });
         }
         let sources = 0..self.policy.sources.len();
         self.readers = sources.map(|source| Some(Reader::new(&self.policy, source))).collect();
@@ -276,7 +433,7 @@ impl Engine {
         let place = usize::from(source.0);
         let Some(mut reader) = self.readers.get_mut(place).and_then(Option::take) else { return };
         let clock = Clock { now, utc_offset_secs: self.policy.utc_offset_secs };
-        let Reader { matcher, jails } = &mut reader;
+        let Reader { matcher, observes, jails } = &mut reader;
         matcher.scan(block, clock, |line| {
             for (jail, filters) in &*jails {
                 match filters.iter().find_map(|filter| Some((*filter, line.verdict(*filter)?))) {
@@ -287,7 +444,10 @@ impl Engine {
                             (Reading::CatchingUp, Some(date)) => date.min(now),
                             _ => now,
                         };
-                        self.failure(now, *jail, address, at);
+                        let observed = observes.get(filter).copied().unwrap_or(false)
+                            || self.policy.jails.get(*jail).is_some_and(|jail| jail.observe);
+                        let (jail, line) = (*jail, line.whole());
+                        self.failure(now, Failure { jail, address, at, observed, line });
                     }
                 }
             }
@@ -297,98 +457,18 @@ impl Engine {
         }
     }
 
-    fn failure(&mut self, now: Timestamp, jail: usize, address: IpAddr, at: Timestamp) {
-        let (Some(rules), Some(state)) = (self.policy.jails.get(jail), self.jails.get(jail)) else { return };
-        let (key, name) = (state.key, Arc::clone(&rules.name));
-        let (maxretry, findtime, bantime) = (rules.maxretry, rules.findtime, rules.bantime);
-        let host = Prefix::host(address);
-        if host.unbannable().is_some() {
-            return self.no_address(jail);
-        }
-        if at <= now.saturating_sub(findtime) {
-            // Read late, and too old to count by its log time.
-            return;
-        }
-        if [&self.allow, &self.protected, &state.ignore].iter().any(|set| set.covering(host).is_some()) {
-            self.count(key, |counters| counters.allowlisted += 1);
-            return self.commands.push_back(Command::Note(Event::Allowlisted { jail: name, address }));
-        }
-        let length = if address.is_ipv6() { rules.ipv6_prefix } else { host.length() };
-        let whole = Prefix::new(address, length).unwrap_or(host);
-        if self
-            .ledger
-            .covering(whole)
-            .or_else(|| self.ledger.covering(host))
-            .is_some_and(|ban| !ban.until.is_over(now))
-        {
-            return self.count(key, |counters| counters.already_banned += 1);
-        }
-        self.count(key, |counters| counters.failures += 1);
-        let (Count::Below(count) | Count::Reached(count)) =
-            self.windows.count(key, whole, at, maxretry, findtime);
-        self.commands.push_back(Command::Note(Event::Failure {
-            jail: Arc::clone(&name),
-            address,
-            count,
-            maxretry,
-        }));
-        if count < maxretry {
-            return;
-        }
-        // A neighbour in the same prefix may be one that must never be dropped: then only the attacker is.
-        let spared = [&self.allow, &self.protected].iter().find_map(|set| set.inside(whole));
-        if let Some(allowed) = spared {
-            self.count(key, |counters| counters.spared += 1);
-            self.commands.push_back(Command::Note(Event::Spared { prefix: whole, allowed }));
-        }
-        let prefix = if spared.is_some() { host } else { whole };
-        self.count(key, |counters| counters.bans += 1);
-        self.open(Ban {
-            prefix,
-            origin: Origin::Jail(name),
-            since: now,
-            until: bantime.from(now),
-            failures: count,
-            reason: String::new(),
-        });
-    }
-
-    fn no_address(&mut self, jail: usize) {
-        let (Some(rules), Some(state)) = (self.policy.jails.get(jail), self.jails.get(jail)) else { return };
-        let (key, name) = (state.key, Arc::clone(&rules.name));
-        self.count(key, |counters| counters.no_address += 1);
-        self.commands.push_back(Command::Note(Event::NoAddress { jail: name }));
-    }
-
-    /// Opens a ban in the ledger and queues what follows; false when the ledger is full.
-    fn open(&mut self, ban: Ban) -> bool {
-        match self.ledger.open(ban.clone()) {
-            Opened::Full => {
-                self.table_full += 1;
-                self.commands.push_back(Command::Note(Event::TableFull { prefix: ban.prefix }));
-                return false;
-            }
-            Opened::Yes { gave_way: Some(lost) } => {
-                self.gave_way += 1;
-                self.change(Change::Unban { prefix: lost.prefix });
-                self.commands.push_back(Command::Note(Event::GaveWay { prefix: lost.prefix }));
-            }
-            Opened::Yes { gave_way: None } => {}
-        }
-        self.change(Change::Ban(ban.clone()));
-        self.commands.push_back(Command::Note(Event::Banned(ban)));
-        true
-    }
-
     fn close(&mut self, prefix: Prefix, why: Ending) {
-        self.ledger.close(prefix);
-        self.closed(prefix, why);
+        if let Some(ban) = self.ledger.close(prefix) {
+            self.closed(&ban, why);
+        }
     }
 
-    fn closed(&mut self, prefix: Prefix, why: Ending) {
+    fn closed(&mut self, ban: &Ban, why: Ending) {
+        let prefix = ban.prefix;
         self.refused.remove(&prefix);
         self.change(Change::Unban { prefix });
         self.commands.push_back(Command::Note(Event::Unbanned { prefix, why }));
+        self.act_unban(ban);
     }
 
     /// Record, then enforce.
@@ -399,7 +479,11 @@ impl Engine {
 
     fn expire(&mut self, now: Timestamp) {
         while let Some(ban) = self.ledger.close_over(now) {
-            self.closed(ban.prefix, Ending::Expired);
+            self.closed(&ban, Ending::Expired);
+        }
+        while self.imagined.close_over(now).is_some() {}
+        while let Some(candidate) = self.asked.overdue(now) {
+            self.unanswered(now, candidate);
         }
     }
 
@@ -407,10 +491,13 @@ impl Engine {
     fn forget_silent(&mut self, now: Timestamp) {
         let mut horizons = vec![now; self.keys.len()];
         for (rules, state) in self.policy.jails.iter().zip(&self.jails) {
-            if let Some(horizon) = horizons.get_mut(state.key.0 as usize) {
-                *horizon = now.saturating_sub(rules.findtime);
+            for key in [state.key, state.observed_key] {
+                if let Some(horizon) = horizons.get_mut(key.0 as usize) {
+                    *horizon = now.saturating_sub(rules.findtime);
+                }
             }
         }
+        self.matches.expire(horizons.iter().min().copied().unwrap_or(now));
         self.windows.expire(|jail| horizons.get(jail.0 as usize).copied().unwrap_or(now));
     }
 
@@ -427,187 +514,11 @@ impl Engine {
         lifted
     }
 
-    fn operator(&mut self, now: Timestamp, request: Request) -> Response {
-        match request {
-            Request::Ban { prefix, bantime, reason } => self.ban(now, prefix, bantime, reason),
-            Request::Unban { prefix } => self.unban(prefix),
-            Request::Allow { prefix } => self.allow(prefix),
-            Request::Disallow { prefix } => self.disallow(prefix),
-            Request::Flush => {
-                let prefixes: Vec<Prefix> = self.ledger.iter().map(|ban| ban.prefix).collect();
-                for prefix in &prefixes {
-                    self.ledger.close(*prefix);
-                    self.commands
-                        .push_back(Command::Note(Event::Unbanned { prefix: *prefix, why: Ending::Operator }));
-                }
-                self.refused.clear();
-                self.change(Change::Flush);
-                Response::Flushed { bans: prefixes.len() }
-            }
-        }
-    }
-
-    fn ban(&mut self, now: Timestamp, prefix: Prefix, bantime: BanTime, mut reason: String) -> Response {
-        if let Some(refusal) = self.refusal(prefix) {
-            return Response::Refused { reason: refusal };
-        }
-        let mut end = reason.len().min(REASON_BYTES_MAX);
-        while !reason.is_char_boundary(end) {
-            end -= 1;
-        }
-        reason.truncate(end);
-        let ban = Ban {
-            prefix,
-            origin: Origin::Operator,
-            since: now,
-            until: bantime.from(now),
-            failures: 0,
-            reason,
-        };
-        if self.open(ban.clone()) {
-            Response::Banned(ban)
-        } else {
-            let reason = format!(
-                "the ban table holds {} manual bans and is full; lift one with `blocker unban`, or raise `[enforce] max_bans`",
-                self.ledger.len()
-            );
-            Response::Refused { reason }
-        }
-    }
-
-    /// Why an operator's ban is refused, and what to do instead.
-    fn refusal(&self, prefix: Prefix) -> Option<String> {
-        let (length_min, family) = if prefix.address().is_ipv4() {
-            (BAN_LENGTH_MIN_V4, "IPv4")
-        } else {
-            (BAN_LENGTH_MIN_V6, "IPv6")
-        };
-        if prefix.length() < length_min {
-            return Some(format!(
-                "{prefix} is wider than /{length_min}, the widest {family} ban; ban narrower prefixes one by one"
-            ));
-        }
-        if let Some(why) = prefix.unbannable() {
-            return Some(format!("{prefix} holds {why} addresses, which are never dropped"));
-        }
-        if let Some(protected) = self.protected.overlapping(prefix) {
-            return Some(format!(
-                "{prefix} covers {protected}, which is this host's own address, its gateway or its resolver; ban a narrower prefix beside it"
-            ));
-        }
-        let allowed = self.allow.covering(prefix)?;
-        let how = if self.operator_allow.contains(&allowed) {
-            format!("take it off with `blocker disallow {allowed}` first")
-        } else {
-            "take it off `allowlist` in the configuration and `blocker reload` first".to_owned()
-        };
-        Some(format!("{prefix} lies in the allowlisted {allowed}; {how}"))
-    }
-
-    fn unban(&mut self, prefix: Prefix) -> Response {
-        let found = self.ledger.get(prefix).or_else(|| self.ledger.covering(prefix)).map(|ban| ban.prefix);
-        match found {
-            // A /64 may have been banned for one address of it: its owner names the address.
-            Some(banned) if banned == prefix || prefix.is_host() => {
-                self.close(banned, Ending::Operator);
-                Response::Unbanned { prefixes: vec![banned] }
-            }
-            Some(wider) => {
-                let reason = format!(
-                    "{prefix} is not banned by itself but lies in the banned {wider}; unban that, or `blocker allow {prefix}`"
-                );
-                Response::Refused { reason }
-            }
-            None => {
-                let inside: Vec<Prefix> = self
-                    .ledger
-                    .iter()
-                    .map(|ban| ban.prefix)
-                    .filter(|banned| prefix.covers(*banned))
-                    .collect();
-                if inside.is_empty() {
-                    return Response::Refused {
-                        reason: format!("{prefix} is not banned; `blocker bans` lists what is"),
-                    };
-                }
-                for banned in &inside {
-                    self.close(*banned, Ending::Operator);
-                }
-                Response::Unbanned { prefixes: inside }
-            }
-        }
-    }
-
-    fn allow(&mut self, prefix: Prefix) -> Response {
-        self.operator_allow.insert(prefix);
-        self.allow.insert(prefix);
-        self.change(Change::Allow { prefix });
-        Response::Allowed { prefix, lifted: self.lift_allowed() }
-    }
-
-    fn disallow(&mut self, prefix: Prefix) -> Response {
-        if !self.operator_allow.remove(&prefix) {
-            let reason = if self.policy.allow.contains(&prefix) {
-                format!(
-                    "{prefix} is on the configuration's allowlist; take it off there and `blocker reload`"
-                )
-            } else {
-                format!(
-                    "{prefix} was not put on the allowlist by `blocker allow`; `blocker status` lists what was"
-                )
-            };
-            return Response::Refused { reason };
-        }
-        self.commands.push_back(Command::Record(Change::Disallow { prefix }));
-        if !self.policy.allow.contains(&prefix) {
-            self.allow.remove(prefix);
-            if !self.protected.contains(prefix) {
-                self.commands.push_back(Command::Enforce(Change::Disallow { prefix }));
-            }
-        }
-        Response::Disallowed { prefix }
-    }
-
-    /// The prefixes operators put on the allowlist.
-    pub fn operator_allow(&self) -> Vec<Prefix> {
-        self.operator_allow.iter().copied().collect()
-    }
-
     fn counters_of(&self, key: JailKey) -> JailCounters {
         self.counters.get(&key).copied().unwrap_or_default()
     }
 
     fn count(&mut self, key: JailKey, add: impl FnOnce(&mut JailCounters)) {
         add(self.counters.entry(key).or_default());
-    }
-}
-
-/// The changes that make a kernel holding `actual` hold `desired`: what it lacks or ends at another time is banned,
-/// what it has too much is unbanned.
-pub fn diff(desired: &[Ban], actual: &[(Prefix, Until)]) -> Vec<Change> {
-    let held: BTreeMap<Prefix, Until> = actual.iter().copied().collect();
-    let wanted: BTreeSet<Prefix> = desired.iter().map(|ban| ban.prefix).collect();
-    let too_much =
-        held.keys().filter(|prefix| !wanted.contains(prefix)).map(|prefix| Change::Unban { prefix: *prefix });
-    let lacking = desired
-        .iter()
-        .filter(|ban| !held.get(&ban.prefix).is_some_and(|until| same_end(ban.until, *until)))
-        .map(|ban| Change::Ban(ban.clone()));
-    too_much.chain(lacking).collect()
-}
-
-/// As [`diff`], for the allowlist.
-pub fn diff_allowed(desired: &[Prefix], actual: &[Prefix]) -> Vec<Change> {
-    let (wanted, held): (BTreeSet<_>, BTreeSet<_>) = (desired.iter().collect(), actual.iter().collect());
-    let too_much = held.difference(&wanted).map(|prefix| Change::Disallow { prefix: **prefix });
-    let lacking = wanted.difference(&held).map(|prefix| Change::Allow { prefix: **prefix });
-    too_much.chain(lacking).collect()
-}
-
-fn same_end(a: Until, b: Until) -> bool {
-    match (a, b) {
-        (Until::Forever, Until::Forever) => true,
-        (Until::At(a), Until::At(b)) => a.max(b).saturating_since(a.min(b)) <= END_TOLERANCE,
-        _ => false,
     }
 }

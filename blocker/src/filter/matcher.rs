@@ -68,6 +68,11 @@ pub struct Line<'a> {
 }
 
 impl Line<'_> {
+    /// The whole line as it was written, but for bytes that are no UTF-8.
+    pub fn whole(&self) -> &str {
+        self.whole
+    }
+
     /// What the filter with this index, as given to [`SourceMatcher::new`], makes of the line.
     pub fn verdict(&mut self, filter: usize) -> Option<Verdict> {
         match &self.filters.get(filter)?.rules {

@@ -31,11 +31,11 @@ pub struct Policy {
     pub protected: Vec<Prefix>,
     /// Bounds on what is kept.
     pub limits: Limits,
-    /// How long after a ban began, and at least until it ended, it counts as an earlier ban; fail2ban's `dbpurgeage`.
+    /// How long after its end a ban counts as an earlier one; fail2ban's `dbpurgeage`, which counts from its begin.
     pub remember: Duration,
     /// Seconds that local time is ahead of UTC, for log dates that name no zone.
     pub utc_offset_secs: i32,
-    /// Decides which addresses share a place in the table of failures. Only the first policy's counts; it should be
+    /// Decides which addresses share a place in the table of failures, and the random parts of escalated bans. Only the first policy's counts; it should be
     /// unknown to attackers, and equal where equal lives are to be equal.
     pub seed: u64,
 }

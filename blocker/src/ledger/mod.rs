@@ -15,6 +15,10 @@ use crate::{
     time::{Timestamp, Until},
 };
 
+mod offenders;
+
+pub use offenders::{Offence, OffenceChange, Offenders};
+
 /// One ban and why it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ban {
@@ -28,6 +32,9 @@ pub struct Ban {
     pub until: Until,
     /// Failures that led to it; 0 for an operator's.
     pub failures: u32,
+    /// Which ban of this prefix by its jail it is, the first one 1; 0 for an operator's, and where it is not known.
+    #[serde(default)]
+    pub count: u32,
     /// An operator's reason, or empty.
     pub reason: String,
 }
@@ -180,6 +187,7 @@ mod tests {
             since: Timestamp::EPOCH,
             until: end.map_or(Until::Forever, |end| Until::At(Timestamp::from_secs(end))),
             failures: 0,
+            count: 0,
             reason: String::new(),
         }
     }
