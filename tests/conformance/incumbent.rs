@@ -16,6 +16,8 @@ pub(crate) struct Incumbent {
     pub(crate) config: PathBuf,
     /// Its package of tests.
     pub(crate) tests: PathBuf,
+    /// Where Python finds it.
+    pub(crate) python_path: PathBuf,
 }
 
 impl Incumbent {
@@ -27,7 +29,7 @@ impl Incumbent {
         let found = match env::var_os(TREE) {
             Some(tree) => {
                 let tree = PathBuf::from(tree);
-                Self { config: tree.join("config"), tests: tree.join("fail2ban/tests") }
+                Self { config: tree.join("config"), tests: tree.join("fail2ban/tests"), python_path: tree }
             }
             None => Self::installed().ok_or("fail2ban is not installed (cargo xtask setup installs it)")?,
         };
@@ -61,7 +63,8 @@ impl Incumbent {
         let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
         let logs = listing.lines().find(|line| line.ends_with("/tests/files/logs"))?;
         let tests = Path::new(logs).ancestors().nth(2)?.to_owned();
-        Some(Self { config: "/etc/fail2ban".into(), tests })
+        let python_path = tests.ancestors().nth(2)?.to_owned();
+        Some(Self { config: "/etc/fail2ban".into(), tests, python_path })
     }
 
     /// The filters that its tests run, each with the folder that holds its `filter.d`. Those of the tests themselves

@@ -4,6 +4,7 @@
 //! `cargo xtask conformance [--fail2ban DIR]` runs this and prints the report.
 #![forbid(unsafe_code)]
 
+mod dialect;
 mod incumbent;
 mod jails;
 mod python;

@@ -7,6 +7,7 @@
 //! | module | story |
 //! |---|---|
 //! | `pattern` | one pattern and what its groups are called |
+//! | `expression` | one pattern by itself, for tools and tests |
 //! | `failure` | what was captured, and who is blamed |
 //! | `connections` | lines of one connection, by `<F-MLFID>` |
 //! | `lines` | the last lines, for patterns over several |
@@ -23,6 +24,7 @@ use crate::time::Timestamp;
 
 mod connections;
 mod date;
+mod expression;
 mod failure;
 mod lines;
 mod pattern;
@@ -30,6 +32,7 @@ mod pattern;
 use connections::Connections;
 pub use connections::{CONNECTION_SPAN, CONNECTIONS_MAX};
 use date::{Detector, Forms, zone_of};
+pub use expression::{Expression, Match};
 use failure::Facts;
 pub use failure::{Failure, Value};
 use lines::Lines;
