@@ -36,6 +36,8 @@ const LOG_LINES_WAITING_MAX: usize = 8_192;
 
 /// Exit codes beyond 0, 1 and clap's 2, as sysexits.h names them.
 mod exit {
+    /// EX_NOINPUT: what was to be read cannot be.
+    pub(super) const NO_INPUT: u8 = 66;
     /// EX_UNAVAILABLE: no agent.
     pub(super) const UNAVAILABLE: u8 = 69;
     /// EX_NOPERM: not allowed.

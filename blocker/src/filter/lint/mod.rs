@@ -1,7 +1,7 @@
 //! Whether the text of a line can choose whom a filter blames: a proof, not a test.
 //!
 //! A pattern that can be laid on one line in two ways, with the address in two places, lets whoever wrote a part of
-//! that line choose the address. [`lint`] lays two copies of a pattern's automaton side by side and looks for such a
+//! that line choose the address. [`proofs`] lays two copies of a pattern's automaton side by side and looks for such a
 //! line among all there are; it ends with a witness (UNSAFE), with the knowledge that there is none (SAFE), or with
 //! neither (UNPROVEN), because a bound was met or the pattern has parts that no automaton has. The same for two
 //! patterns of one filter, of which the first to match decides.
@@ -91,34 +91,40 @@ pub struct Witness {
     pub hosts: [(Range<usize>, IpAddr); 2],
 }
 
-/// Proves or refutes every pattern of a filter, each against itself and each two against one another.
-pub fn lint(spec: &FilterSpec, states_max: usize) -> Vec<Proof> {
+/// Proves or refutes every pattern of a filter, first each against itself and then each two against one another. Each
+/// proof is made when it is asked for, and looks at `states_max` states at most.
+pub fn proofs(spec: &FilterSpec, states_max: usize) -> impl Iterator<Item = Proof> {
     let readable = readable(spec);
-    let mut proofs = Vec::new();
-    for (first, pattern) in spec.failregex.iter().enumerate() {
-        for (second, other) in spec.failregex.iter().enumerate().skip(first) {
-            let mut proof = Proof {
-                at: pattern.at.clone(),
-                pattern: pattern.text.clone(),
-                shadows: (first != second).then(|| (other.at.clone(), other.text.clone())),
-                safety: Safety::Unproven,
-                reason: String::new(),
-                witness: None,
-                states: 0,
-            };
-            match (&readable.patterns[first], &readable.patterns[second]) {
-                (Ok(a), Ok(b)) => {
-                    Pair { patterns: [a, b], alphabet: &readable.alphabet, is_self: first == second }
-                        .prove(states_max, &mut proof);
-                }
-                (Err(why), _) if first == second => (*why).clone_into(&mut proof.reason),
-                // Said where it is held against itself.
-                _ => continue,
+    let count = spec.failregex.len();
+    let selves = (0..count).map(|at| (at, at));
+    let pairs = (0..count).flat_map(move |first| (first + 1..count).map(move |second| (first, second)));
+    selves.chain(pairs).filter_map(move |(first, second)| {
+        let (pattern, other) = (&spec.failregex[first], &spec.failregex[second]);
+        let mut proof = Proof {
+            at: pattern.at.clone(),
+            pattern: pattern.text.clone(),
+            shadows: (first != second).then(|| (other.at.clone(), other.text.clone())),
+            safety: Safety::Unproven,
+            reason: String::new(),
+            witness: None,
+            states: 0,
+        };
+        match (&readable.patterns[first], &readable.patterns[second]) {
+            (Ok(a), Ok(b)) => {
+                Pair { patterns: [a, b], alphabet: &readable.alphabet, is_self: first == second }
+                    .prove(states_max, &mut proof);
             }
-            proofs.push(proof);
+            (Err(why), _) if first == second => (*why).clone_into(&mut proof.reason),
+            // Said where it is held against itself.
+            _ => return None,
         }
-    }
-    proofs
+        Some(proof)
+    })
+}
+
+/// All of [`proofs`].
+pub fn lint(spec: &FilterSpec, states_max: usize) -> Vec<Proof> {
+    proofs(spec, states_max).collect()
 }
 
 /// The patterns of a filter, each with its automaton.
