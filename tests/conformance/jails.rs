@@ -8,11 +8,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use blocker::config::{
-    self, JailState,
-    fail2ban::{ActionUse, FAIL2BAN_VERSION, JailSpec, read_jails},
+use blocker::{
+    config::{
+        self, JailState,
+        fail2ban::{ActionUse, FAIL2BAN_VERSION, JailSpec, read_jails},
+    },
+    filter::{FilterSpec, Pattern, Place},
+    policy::{Jail, Policy},
 };
 use serde::Deserialize;
 
@@ -192,6 +197,77 @@ fn every_jail_runs_or_is_refused_on_purpose() {
             (state, expected) => panic!("[{}] {state:?}, expected {expected:?}", jail.name),
         }
     }
+}
+
+/// What `blocker import` prints loads, and decides as the files themselves do; ports, which no ban knows yet, aside.
+#[test]
+fn the_printed_configuration_decides_as_the_files_do() {
+    let incumbent = match Incumbent::find() {
+        Ok(incumbent) => incumbent,
+        Err(why) => return xtask::lab::skipped("the_printed_configuration_decides_as_the_files_do", &why),
+    };
+    let agent = env!("CARGO_BIN_EXE_blocker");
+    for (settings, local) in [("as they are", "[DEFAULT]\nenabled = true\n"), ("tuned", TUNED)] {
+        let scratch = tempfile::tempdir().expect("a folder of our own");
+        copy(&incumbent.config, scratch.path(), local);
+        let live = scratch.path().join("live.toml");
+        fs::write(&live, "[import]\nfail2ban = 'fail2ban'\n").expect("a file of our own");
+        let live = config::load(&live).unwrap_or_else(|errors| panic!("{settings}: {errors}"));
+        let dir = scratch.path().join("fail2ban");
+        let printed = Command::new(agent).arg("import").arg(&dir).output().expect("run blocker");
+        assert!(printed.status.success(), "{settings}: {printed:?}");
+        let inline = scratch.path().join("inline.toml");
+        fs::write(&inline, &printed.stdout).expect("a file of our own");
+        let out = scratch.path().join("out");
+        let written = Command::new(agent).arg("import").arg(&dir).arg("--out").arg(&out).output();
+        assert!(written.expect("run blocker").status.success());
+        let again = Command::new(agent).arg("import").arg(&dir).arg("--out").arg(&out).output();
+        assert!(!again.expect("run blocker").status.success(), "a file that is there is left alone");
+        for file in [inline, out.join("blocker.toml")] {
+            let check =
+                Command::new(agent).arg("check").arg("--config").arg(&file).output().expect("run blocker");
+            let said = String::from_utf8_lossy(&check.stderr).into_owned();
+            assert!(check.status.success(), "{settings}, {}: {said}", file.display());
+            let found = config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
+            let (expected, found) = (decisions(&live.policy), decisions(&found.policy));
+            assert!(expected.len() > JAILS_MIN - 10, "{}", expected.len());
+            for (expected, found) in expected.iter().zip(&found) {
+                assert_eq!(expected, found, "{settings}, {}", file.display());
+            }
+            assert_eq!(expected.len(), found.len(), "{settings}");
+        }
+        // What cannot be carried over stands where the reader looks for it.
+        let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+        for refused in live.jails.iter().filter(|jail| matches!(jail.state, JailState::Refused(_))) {
+            assert!(text.contains(&format!("# [jail.{}] is not in force", refused.name)), "{}", refused.name);
+        }
+    }
+}
+
+/// Everything that a policy decides by, as text: the allowlist, then each jail.
+fn decisions(policy: &Policy) -> Vec<String> {
+    let jails = policy.jails.iter().map(|jail| {
+        let sources: Vec<_> = jail.sources.iter().map(|id| &policy.sources[usize::from(id.0)]).collect();
+        let pattern = |pattern: &Pattern| Pattern { at: Place::default(), ..pattern.clone() };
+        let filters = jail.filters.iter().map(|filter| {
+            let mut spec = filter.spec().clone();
+            spec.name = String::new();
+            spec.path = PathBuf::new();
+            for patterns in [&mut spec.failregex, &mut spec.ignoreregex] {
+                *patterns = patterns.iter().map(pattern).collect();
+            }
+            spec.prefregex = spec.prefregex.as_ref().map(pattern);
+            let options = &mut spec.fail2ban;
+            for option in [&mut options.datepattern, &mut options.logtimezone, &mut options.logencoding] {
+                *option = option.as_ref().map(pattern);
+            }
+            spec
+        });
+        let filters: Vec<FilterSpec> = filters.collect();
+        let jail = Jail { filters: Vec::new(), sources: Vec::new(), ports: None, ..jail.clone() };
+        format!("{jail:#?}\n{sources:#?}\n{filters:#?}")
+    });
+    [format!("{:?}", policy.allow)].into_iter().chain(jails).collect()
 }
 
 /// Copies the configuration below `scratch` with `local` as its jail.local, and every log path in it to one below

@@ -22,6 +22,7 @@ use crate::{
 
 mod check;
 mod filter;
+mod import;
 mod show;
 
 pub(crate) use show::clean;
@@ -82,6 +83,15 @@ enum Verb {
     /// Proves filters and tries them out.
     #[command(subcommand)]
     Filter(filter::FilterVerb),
+    /// Prints fail2ban's jails and filters as blocker's configuration, with a comment for each thing it cannot carry over.
+    Import {
+        /// The directory that holds jail.conf.
+        #[arg(value_name = "DIR", default_value = "/etc/fail2ban")]
+        dir: PathBuf,
+        /// Write blocker.toml and filters/ into this directory instead.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Shows what enforces and why, the jails, the sources, and what is wrong.
     Status,
     /// Lists the bans, read back from the kernel.
@@ -142,6 +152,7 @@ pub fn main() -> ExitCode {
     match cli.verb {
         Verb::Run { config, interfaces, backend } => run(config, interfaces, backend),
         Verb::Check { config } => check::check(&config, cli.json),
+        Verb::Import { dir, out } => import::import(&dir, out.as_deref()),
         Verb::Filter(verb) => filter::run(&verb, cli.json),
         Verb::Flush { yes: false } => {
             complain("this lifts every ban, also permanent ones; say `blocker flush --yes` if that is meant");
@@ -188,7 +199,9 @@ fn ask(socket: &std::path::Path, as_json: bool, verb: &Verb) -> ExitCode {
         Verb::Disallow { prefix } => ("disallow", json!({ "prefix": prefix })),
         Verb::Reload => ("reload", json!({})),
         Verb::Flush { .. } => ("flush", json!({})),
-        Verb::Run { .. } | Verb::Check { .. } | Verb::Filter(_) => return ExitCode::FAILURE,
+        Verb::Run { .. } | Verb::Check { .. } | Verb::Import { .. } | Verb::Filter(_) => {
+            return ExitCode::FAILURE;
+        }
     };
     match client::call(socket, method, params) {
         Ok(result) => {

@@ -18,15 +18,19 @@ use super::{
     reader::{Reader, Table},
 };
 use crate::{
-    filter::{Dialect, Filter, FilterSpec, Sample, SourceKind},
+    filter::{
+        Dialect, Fail2banOptions, Filter, FilterSpec, Pattern, Sample, SourceKind, imported::JOINED_LINES_MAX,
+    },
     net::parse_address,
 };
 
 /// The shipped filters by name, each with its TOML text: every file in `config/filters`.
 pub const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/built_in_filters.rs"));
 
-const KEYS: &[&str] = &[
+/// Keys of a filter.
+pub(super) const KEYS: &[&str] = &[
     "description",
+    "dialect",
     "failregex",
     "ignoreregex",
     "newline_safe",
@@ -34,7 +38,17 @@ const KEYS: &[&str] = &[
     "observe",
     "prefregex",
     "sample",
+    "addresses_only",
+    "datepattern",
+    "journal",
+    "journalmatch",
+    "logencoding",
+    "logtimezone",
+    "maxlines",
 ];
+/// Those of [`KEYS`] that only mean something in fail2ban's dialect.
+const FAIL2BAN_KEYS: &[&str] =
+    &["addresses_only", "datepattern", "journal", "journalmatch", "logencoding", "logtimezone", "maxlines"];
 const SAMPLE_KEYS: &[&str] = &["line", "host", "user"];
 
 /// Reads the text of a native filter file; the name is the stem of `path`.
@@ -62,16 +76,21 @@ fn read(doc: &Document, findings: &mut Findings) -> FilterSpec {
     }
     let mut reader = Reader { doc, findings };
     let table = Table { entries: root.get_ref(), key: "" };
+    read_table(&mut reader, table, &mut spec);
+    spec
+}
+
+/// Reads a filter from its keys, wherever they stand.
+pub(super) fn read_table(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut FilterSpec) {
     reader.only(table, KEYS);
     if let Some((text, _)) = reader.text(table, "description") {
         text.clone_into(&mut spec.description);
     }
+    dialect(reader, table, spec);
     spec.failregex = reader.patterns(table, "failregex");
     spec.ignoreregex = reader.patterns(table, "ignoreregex");
     spec.noaddress = reader.patterns(table, "noaddress");
-    if let Some((text, span)) = reader.text(table, "prefregex") {
-        spec.prefregex = Some(crate::filter::Pattern { text: text.to_owned(), at: doc.place(span.start) });
-    }
+    spec.prefregex = pattern(reader, table, "prefregex");
     spec.observe = reader.boolean(table, "observe").is_some_and(|(observe, _)| observe);
     for (text, span) in reader.texts(table, "newline_safe").unwrap_or_default() {
         match SourceKind::NAMES.iter().find(|(name, _)| *name == text) {
@@ -84,10 +103,50 @@ fn read(doc: &Document, findings: &mut Findings) -> FilterSpec {
     }
     if spec.failregex.is_empty() && reader.findings.errors() == 0 {
         let hint = "add failregex = ['...<ADDR>...']";
-        reader.error(0..0, "failregex", "this filter has no pattern".to_owned(), hint);
+        reader.error(0..0, &table.key_of("failregex"), "this filter has no pattern".to_owned(), hint);
     }
-    samples(&mut reader, table, &mut spec);
-    spec
+    samples(reader, table, spec);
+}
+
+fn pattern(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Option<Pattern> {
+    let (text, span) = reader.text(table, name)?;
+    Some(Pattern { text: text.to_owned(), at: reader.doc.place(span.start) })
+}
+
+/// Whose language the patterns are in, and what only fail2ban's has.
+fn dialect(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut FilterSpec) {
+    match reader.text(table, "dialect") {
+        None | Some(("native", _)) => {}
+        Some(("fail2ban", _)) => spec.dialect = Dialect::Fail2ban,
+        Some((text, span)) => {
+            let hint = suggest(text, ["native", "fail2ban"]);
+            reader.error(span, &table.key_of("dialect"), format!("there is no dialect {text:?}"), &hint);
+        }
+    }
+    if spec.dialect == Dialect::Native {
+        for name in FAIL2BAN_KEYS {
+            if let Some(value) = reader.value(table, name) {
+                let message = "this belongs to a filter in fail2ban's language".to_owned();
+                reader.error(value.span(), &table.key_of(name), message, "add dialect = \"fail2ban\"");
+            }
+        }
+        return;
+    }
+    if let Some(value) = reader.value(table, "noaddress") {
+        let message = "fail2ban's language has no such key".to_owned();
+        reader.error(value.span(), &table.key_of("noaddress"), message, "take it out");
+    }
+    let lines = reader.number(table, "maxlines", 1..JOINED_LINES_MAX as u64 + 1);
+    let matches = reader.texts(table, "journalmatch").unwrap_or_default();
+    spec.fail2ban = Fail2banOptions {
+        datepattern: pattern(reader, table, "datepattern"),
+        maxlines: lines.map_or(1, |(lines, _)| usize::try_from(lines).unwrap_or(1)),
+        journalmatch: matches.iter().map(|(text, _)| (*text).to_owned()).collect(),
+        addresses_only: reader.boolean(table, "addresses_only").is_some_and(|(only, _)| only),
+        journal: reader.boolean(table, "journal").is_some_and(|(journal, _)| journal),
+        logtimezone: pattern(reader, table, "logtimezone"),
+        logencoding: pattern(reader, table, "logencoding"),
+    };
 }
 
 fn samples(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut FilterSpec) {

@@ -44,7 +44,8 @@ const KEYS: &[&str] = &[
 ];
 const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
 /// Keys of a jail beside [`RULE_KEYS`].
-const JAIL_KEYS: [&str; 7] = ["enabled", "files", "socket", "ledger", "filters", "failregex", "ignoreregex"];
+const JAIL_KEYS: [&str; 8] =
+    ["enabled", "files", "socket", "ledger", "filters", "filter", "failregex", "ignoreregex"];
 
 /// Reads the whole file; the result is only meant for use when no error was found.
 pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
@@ -242,7 +243,7 @@ fn jail(
     let socket = reader.text(table, "socket").and_then(|(text, span)| reader.absolute(text, span, &key));
     let ledger = reader.boolean(table, "ledger").is_some_and(|(ledger, _)| ledger);
     let named = reader.texts(table, "filters").unwrap_or_default();
-    let has_inline = reader.value(table, "failregex").is_some();
+    let has_inline = ["failregex", "filter"].iter().any(|key| reader.value(table, key).is_some());
     let reads_lines = reader.value(table, "files").is_some() || socket.is_some();
     let has_filter = has_inline || !named.is_empty();
     // Bans are no lines: a jail that reads nothing else needs no filter.
@@ -266,6 +267,7 @@ fn jail(
             filters.extend(store.get(reader, name, span.clone(), &key));
         }
     }
+    // Checked also where it is not used, as every other key is.
     if has_inline || reader.value(table, "ignoreregex").is_some() {
         filters.extend(inline_filter(reader, table, name));
     }
@@ -288,26 +290,38 @@ fn jail(
     }
 }
 
-/// The filter written in the jail itself.
+/// The filter written in the jail itself: its patterns alone, or a whole filter in `[jail.NAME.filter]`.
 fn inline_filter(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Option<Arc<Filter>> {
-    let spec = FilterSpec {
-        name: format!("jail.{name}"),
-        path: reader.doc.path.clone(),
-        failregex: reader.patterns(table, "failregex"),
-        ignoreregex: reader.patterns(table, "ignoreregex"),
-        ..FilterSpec::default()
-    };
+    let mut spec =
+        FilterSpec { name: format!("jail.{name}"), path: reader.doc.path.clone(), ..FilterSpec::default() };
+    let (failregex, ignoreregex) = (reader.value(table, "failregex"), reader.value(table, "ignoreregex"));
+    let mut key = table.key_of("failregex");
+    if let Some((entries, _)) = reader.table(table, "filter") {
+        for (name, value) in [("failregex", failregex), ("ignoreregex", ignoreregex)] {
+            if let Some(value) = value {
+                let message = "this jail has a filter of its own beside it".to_owned();
+                let hint = format!("put it into [{}]", table.key_of("filter"));
+                reader.error(value.span(), &table.key_of(name), message, &hint);
+            }
+        }
+        let before = reader.findings.errors();
+        let whole = table.key_of("filter");
+        key = format!("{whole}.failregex");
+        filters::read_table(reader, Table { entries, key: &whole }, &mut spec);
+        if reader.findings.errors() > before {
+            return None;
+        }
+    } else {
+        spec.failregex = reader.patterns(table, "failregex");
+        spec.ignoreregex = reader.patterns(table, "ignoreregex");
+    }
     if spec.failregex.is_empty() {
-        if let Some(value) = reader.value(table, "ignoreregex")
-            && reader.value(table, "failregex").is_none()
+        if let Some(value) = ignoreregex
+            && failregex.is_none()
         {
             let message = "`ignoreregex` belongs to a `failregex` in the same jail".to_owned();
-            reader.error(
-                value.span(),
-                &table.key_of("ignoreregex"),
-                message,
-                "put it into the filter's own file",
-            );
+            let hint = "put it into the filter's own file";
+            reader.error(value.span(), &table.key_of("ignoreregex"), message, hint);
         }
         return None;
     }
@@ -315,7 +329,6 @@ fn inline_filter(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Optio
         Ok(filter) => Some(Arc::new(filter)),
         Err(error) => {
             let severity = super::Severity::Error;
-            let key = table.key_of("failregex");
             reader.findings.push(filters::refused_filter(&error, &key, Some(reader.doc), severity));
             None
         }

@@ -41,7 +41,7 @@ const ACTION_KEYS: [&str; 8] =
     ["start", "stop", "ban", "unban", "timeout", "environment", "restored", "matches"];
 
 /// Actions at most.
-const ACTIONS_MAX: usize = 64;
+const ACTIONS_MAX: usize = 1_024;
 /// Variables of one action at most.
 const ENVIRONMENT_MAX: usize = 64;
 /// Parts of one command at most.

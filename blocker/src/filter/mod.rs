@@ -184,6 +184,7 @@ pub struct Filter {
     /// Lines that must or must not match.
     pub samples: Vec<Sample>,
     rules: Rules,
+    spec: FilterSpec,
 }
 
 /// What makes a line a failure.
@@ -219,14 +220,22 @@ impl Filter {
             Dialect::Native => Rules::Native(Box::new(Native::compile(&spec)?)),
             Dialect::Fail2ban => Rules::Imported(Box::new(imported::Rules::compile(&spec)?)),
         };
+        let (samples, description) = (spec.samples, spec.description);
+        let spec = FilterSpec { samples: Vec::new(), description: String::new(), ..spec };
         Ok(Self {
             rules,
-            name: spec.name.into(),
-            description: spec.description,
-            newline_safe: spec.newline_safe,
+            name: spec.name.as_str().into(),
+            description,
+            newline_safe: spec.newline_safe.clone(),
             observe: spec.observe,
-            samples: spec.samples,
+            samples,
+            spec,
         })
+    }
+
+    /// What it was compiled from, without description and samples.
+    pub fn spec(&self) -> &FilterSpec {
+        &self.spec
     }
 
     /// Literals of which every line that it could blame, or must remember, holds at least one; `None` when there are

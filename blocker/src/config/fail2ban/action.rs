@@ -15,6 +15,7 @@ use super::{
     tags,
 };
 use crate::{
+    config::jails,
     filter::Place,
     policy::{ACTION_TIMEOUT, ActionSpec, CommandLine, PortSpec, Protocol, TIMEOUT_MAX},
 };
@@ -94,7 +95,7 @@ pub(super) fn translate(action: &ActionUse, jail: &str) -> Translated {
 }
 
 fn command(action: &ActionUse, jail: &str) -> Result<(ActionSpec, Vec<&'static str>), String> {
-    let mut spec = ActionSpec::new(&format!("{}@{jail}", action.name));
+    let mut spec = ActionSpec::new(&unique_name(&action.name, jail));
     spec.start = at_start(action, "actionstart")?;
     spec.stop = at_start(action, "actionstop")?;
     spec.ban = for_a_ban(action, "actionban")?;
@@ -111,6 +112,21 @@ fn command(action: &ActionUse, jail: &str) -> Result<(ActionSpec, Vec<&'static s
     let left =
         left.into_iter().filter(|option| action.options.get(*option).is_some_and(|text| !text.is_empty()));
     Ok((spec, left.collect()))
+}
+
+/// A name that no other jail's action has and that blocker's own files may use.
+fn unique_name(action: &str, jail: &str) -> String {
+    let whole = format!("{action}@{jail}");
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.@".contains(c) { c } else { '_' };
+    let name: String = whole.chars().map(plain).collect();
+    if name == whole && jails::is_jail_name(&name) {
+        return name;
+    }
+    // FNV-1a over the whole name tells apart what the shortened ones would not.
+    let hash =
+        whole.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let kept: String = name.chars().take(jails::JAIL_NAME_BYTES_MAX - 9).collect();
+    format!("{kept}.{hash:08x}")
 }
 
 const FAMILIES: [&str; 2] = ["inet4", "inet6"];
@@ -347,6 +363,16 @@ mod tests {
         assert_eq!(spec.start, run("t4 init inet4\nt6 init inet6"));
         assert!(spec.matches && !spec.restored && spec.timeout.as_secs() == 120);
         assert_eq!(left, ["actioncheck"]);
+    }
+
+    #[test]
+    fn an_action_has_a_name_of_its_own_whatever_the_jail_calls_it() {
+        assert_eq!(unique_name("mail", "sshd"), "mail@sshd");
+        let long = "x".repeat(70);
+        let names = ["a b", "a_b", "a;b", "", &long].map(|name| unique_name(name, "j"));
+        for (index, name) in names.iter().enumerate() {
+            assert!(jails::is_jail_name(name) && !names[..index].contains(name), "{name}");
+        }
     }
 
     #[test]

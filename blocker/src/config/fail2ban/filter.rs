@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::spec::{FilterUse, Text};
 use crate::{
     config::diagnostic::Findings,
-    filter::{Dialect, Fail2banOptions, FilterSpec, Pattern},
+    filter::{Dialect, Fail2banOptions, FilterSpec, Pattern, imported::JOINED_LINES_MAX},
 };
 
 /// The filter of a jail with these options.
@@ -52,13 +52,14 @@ fn folded(pattern: &Pattern) -> Option<Pattern> {
 
 fn maxlines(filter: &FilterUse, findings: &mut Findings) -> usize {
     let Some(lines) = filter.maxlines.as_ref().filter(|lines| !lines.text.is_empty()) else { return 1 };
-    let max = lines.text.trim().parse::<usize>().ok().filter(|max| *max > 0);
-    max.unwrap_or_else(|| {
-        let message =
-            format!("{:?} is not used: it is no number of lines; each is matched alone", lines.text);
-        findings.push(filter.layers.diagnostic(&lines.at, "maxlines", message, "write a number from 1 on"));
-        1
-    })
+    let (max, why, hint) = match lines.text.trim().parse::<usize>() {
+        Ok(max @ 1..=JOINED_LINES_MAX) => return max,
+        Ok(1..) => (JOINED_LINES_MAX, format!("{JOINED_LINES_MAX} lines at once are the most"), ""),
+        _ => (1, "it is no number of lines; each is matched alone".to_owned(), "write a number from 1 on"),
+    };
+    let message = format!("{:?} is not used: {why}", lines.text);
+    findings.push(filter.layers.diagnostic(&lines.at, "maxlines", message, hint));
+    max
 }
 
 /// Whether `usedns` says so; fail2ban takes a word that it does not know for `no`.

@@ -48,22 +48,44 @@ pub(crate) fn import(dir: &Path, findings: &mut Findings, jails: &mut Jails, all
     let mut told = Told::default();
     let mut compiled = Vec::new();
     for spec in &read.jails {
-        let mut translating =
-            Translating { read: &read, spec, findings, told: &mut told, compiled: &mut compiled };
-        let draft = translating.jail(jails, allow);
+        let importing = Importing { read: &read, told: &mut told, compiled: &mut compiled };
+        let draft = importing.jail(spec, findings, jails, allow);
         if !jails.add(draft) {
             let message =
                 format!("more than {} sources in all; the jail is not in force", jails::SOURCES_MAX);
-            translating.warn(&spec.at, "logpath", message, "name fewer files");
+            let key = format!("{}.logpath", spec.name);
+            findings.push(read.layers.diagnostic(&spec.at, &key, message, "name fewer files"));
         }
     }
 }
 
 /// What was said once and concerns every jail.
 #[derive(Debug, Default)]
-struct Told {
+pub(super) struct Told {
     ports: bool,
     names: bool,
+}
+
+/// What the jails of one import share.
+pub(super) struct Importing<'a> {
+    pub(super) read: &'a spec::Jails,
+    pub(super) told: &'a mut Told,
+    /// Filters so far: jails that use one in the same way share it.
+    pub(super) compiled: &'a mut Vec<(FilterSpec, Arc<Filter>)>,
+}
+
+impl Importing<'_> {
+    /// The jail as ours, ready to run or not; what there is to say about it goes into `findings`.
+    pub(super) fn jail(
+        self,
+        spec: &JailSpec,
+        findings: &mut Findings,
+        jails: &Jails,
+        allow: &mut Vec<Prefix>,
+    ) -> Draft {
+        let Self { read, told, compiled } = self;
+        Translating { read, spec, findings, told, compiled }.jail(jails, allow)
+    }
 }
 
 struct Translating<'a> {
@@ -71,7 +93,6 @@ struct Translating<'a> {
     spec: &'a JailSpec,
     findings: &'a mut Findings,
     told: &'a mut Told,
-    /// Filters so far: jails that use one in the same way share it.
     compiled: &'a mut Vec<(FilterSpec, Arc<Filter>)>,
 }
 

@@ -14,6 +14,7 @@
 //! | `shell` | values into shell text, as variables |
 //! | `action` | actions as ours |
 //! | `jail` | jails as ours |
+//! | `export` | all of it as TOML |
 //!
 //! Nothing found here is an error: what cannot be carried over is a warning that names file and line, and takes at most
 //! its own jail down. No Python code, no command and no name look-up is ever run here.
@@ -22,6 +23,7 @@
 mod action;
 mod call;
 mod definition;
+mod export;
 mod filter;
 mod ini;
 mod interpolate;
@@ -32,6 +34,7 @@ mod span;
 mod spec;
 mod tags;
 
+pub use export::{Exported, FilterPlace, export};
 pub(super) use jail::import;
 pub use spec::{ActionUse, FAIL2BAN_VERSION, FilterUse, JAILS_MAX, JailSpec, LogPath, Text, Wrong};
 
