@@ -11,7 +11,7 @@ use blocker::{
         ASKED_MAX, Act, Ask, Change, Command, Engine, Event, Input, Kept, Occasion, Reading, Request,
         RequestId, SourceId,
     },
-    filter::{Filter, FilterSpec, Pattern, Place},
+    filter::{Dialect, Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, Offence, OffenceChange, Origin},
     net::Prefix,
     policy::{ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Policy, SourceSpec},
@@ -447,6 +447,21 @@ fn the_last_matched_lines_go_to_actions_that_want_them() {
     let mut life = Life::new(vec![Jail { actions: vec![Arc::new(action("not"))], maxmatches: 2, ..jail() }]);
     life.fail(1);
     assert_eq!(life.engine.snapshot().matches_bytes, 0);
+}
+
+#[test]
+fn lines_that_a_pattern_gives_up_on_are_counted_across_reloads() {
+    let pattern = Pattern { text: r"^(?:(a+)\1?)+c from <HOST>$".to_owned(), at: Place::default() };
+    let spec = FilterSpec { failregex: vec![pattern], dialect: Dialect::Fail2ban, ..FilterSpec::default() };
+    let slow = Jail { filters: vec![Arc::new(Filter::compile(spec).unwrap())], ..jail() };
+    let mut life = Life::new(vec![slow.clone()]);
+    let line = format!("{}xc from {ATTACKER}\n", "a".repeat(60));
+    let read = Input::Lines { source: SourceId(0), block: line.as_bytes(), reading: Reading::Live };
+    life.input(read.clone());
+    assert_eq!(life.counters(0).gave_up, 1);
+    life.engine.set_policy(at(1), policy(vec![slow]));
+    life.input(read);
+    assert_eq!((life.counters(0).gave_up, life.counters(0).failures), (2, 0));
 }
 
 #[test]

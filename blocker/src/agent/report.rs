@@ -56,6 +56,7 @@ impl Agent {
             would_ban: counters.would_ban,
             ignored: counters.ignored,
             unanswered: counters.unanswered,
+            gave_up: counters.gave_up,
             actions: self.runner.status(name),
         });
         let reason = if description.reason.is_empty() {

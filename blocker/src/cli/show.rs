@@ -130,6 +130,9 @@ fn asks(status: &Status) -> String {
                 jail.ignored, jail.unanswered
             ));
         }
+        if jail.gave_up > 0 {
+            said.push(format!("a pattern gave up on {} lines; see `blocker filter lint`", jail.gave_up));
+        }
         for action in &jail.actions {
             said.push(format!(
                 "action {}: {} run, {} failed, {} took too long, {} wait, {} dropped",

@@ -276,6 +276,8 @@ pub struct JailStatus {
     pub ignored: u64,
     /// Bans made without an answer of its ignorecommand.
     pub unanswered: u64,
+    /// Lines that a pattern of its filters gave up on, for taking more steps than it may.
+    pub gave_up: u64,
     /// Its actions that have run or were to.
     pub actions: Vec<ActionStatus>,
 }

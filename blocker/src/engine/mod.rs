@@ -6,6 +6,7 @@
 //! | module | story |
 //! |---|---|
 //! | `message` | what goes in and comes out |
+//! | `reader` | from a source's lines to failures |
 //! | `judge` | from a failure to a ban |
 //! | `asked` | bans that wait for an ignorecommand |
 //! | `matches` | matched lines, kept for actions |
@@ -24,13 +25,13 @@ use std::{
 };
 
 use asked::Asked;
-use judge::Failure;
+use dice::Dice;
 use matches::Matches;
+use reader::Reader;
 
 use crate::{
     allowlist::PrefixSet,
     detect::{JailKey, Windows},
-    filter::{Filter, SourceMatcher, Verdict, date::Clock},
     ledger::{Ban, Ledger, Offence, Offenders, Opened, Origin},
     net::Prefix,
     policy::{Policy, SourceSpec},
@@ -39,11 +40,13 @@ use crate::{
 
 mod acts;
 mod asked;
+mod dice;
 mod diff;
 mod judge;
 mod matches;
 mod message;
 mod operator;
+mod reader;
 
 pub use asked::ASKED_MAX;
 pub use diff::{diff, diff_allowed};
@@ -84,6 +87,8 @@ pub struct JailCounters {
     pub ignored: u64,
     /// Bans made without an answer of the ignorecommand.
     pub unanswered: u64,
+    /// Lines that a pattern of its filters gave up on, for taking more steps than it may.
+    pub gave_up: u64,
 }
 
 /// What an engine starts with: what was kept from an earlier life.
@@ -175,52 +180,6 @@ struct JailState {
     wants_matches: bool,
 }
 
-/// Numbers that nobody can foresee who does not know the seed: SplitMix64, of Steele, Lea and Flood (OOPSLA 2014).
-#[derive(Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        u32::try_from((mixed ^ (mixed >> 31)) >> 32).unwrap_or(0)
-    }
-}
-
-/// What reads a source: the filters of all its jails, and which of them are whose.
-#[derive(Debug)]
-struct Reader {
-    matcher: SourceMatcher,
-    /// By filter: whether its failures ban nobody.
-    observes: Vec<bool>,
-    /// A jail's index, and the filters it tries in this order.
-    jails: Vec<(usize, Vec<usize>)>,
-}
-
-impl Reader {
-    fn new(policy: &Policy, source: usize) -> Self {
-        let (mut filters, mut jails): (Vec<Arc<Filter>>, Vec<_>) = (Vec::new(), Vec::new());
-        for (index, jail) in policy.jails.iter().enumerate() {
-            if !jail.sources.iter().any(|id| usize::from(id.0) == source) {
-                continue;
-            }
-            let mut own = Vec::new();
-            for filter in &jail.filters {
-                let known = filters.iter().position(|known| Arc::ptr_eq(known, filter));
-                own.push(known.unwrap_or(filters.len()));
-                if known.is_none() {
-                    filters.push(Arc::clone(filter));
-                }
-            }
-            jails.push((index, own));
-        }
-        let observes = filters.iter().map(|filter| filter.observe).collect();
-        Self { matcher: SourceMatcher::new(filters), observes, jails }
-    }
-}
-
 impl Engine {
     /// An engine that holds what was kept. Bans that are over, or lie in the allowlist of this policy, are closed with
     /// a record of it.
@@ -237,7 +196,7 @@ impl Engine {
             offenders: Offenders::new(policy.limits.offenders_max),
             asked: Asked::default(),
             matches: Matches::default(),
-            dice: Dice(policy.seed),
+            dice: Dice::new(policy.seed),
             keys: BTreeMap::new(),
             counters: BTreeMap::new(),
             commands: VecDeque::new(),
@@ -352,8 +311,14 @@ impl Engine {
     /// What `status` shows.
     pub fn snapshot(&self) -> Snapshot {
         let jails = self.policy.jails.iter().zip(&self.jails);
+        let gave_up = self.gave_up();
+        let counters_of = |key: JailKey| {
+            let mut counters = self.counters_of(key);
+            counters.gave_up += gave_up.get(&key).copied().unwrap_or(0);
+            counters
+        };
         Snapshot {
-            jails: jails.map(|(jail, state)| (Arc::clone(&jail.name), self.counters_of(state.key))).collect(),
+            jails: jails.map(|(jail, state)| (Arc::clone(&jail.name), counters_of(state.key))).collect(),
             bans: self.ledger.iter().cloned().collect(),
             tracked: self.windows.tracked(),
             evicted: self.windows.evicted(),
@@ -401,6 +366,7 @@ impl Engine {
 
     /// Rebuilds what follows from the policy.
     fn derive(&mut self) {
+        self.keep_gave_up();
         let limits = self.policy.limits;
         self.windows.set_tracked_max(limits.tracked_max);
         self.ledger.set_bans_max(limits.bans_max);
@@ -426,35 +392,6 @@ impl Engine {
         }
         let sources = 0..self.policy.sources.len();
         self.readers = sources.map(|source| Some(Reader::new(&self.policy, source))).collect();
-    }
-
-    fn lines(&mut self, now: Timestamp, source: SourceId, block: &[u8], reading: Reading) {
-        // Taken out for the scan, since what it finds changes everything else.
-        let place = usize::from(source.0);
-        let Some(mut reader) = self.readers.get_mut(place).and_then(Option::take) else { return };
-        let clock = Clock { now, utc_offset_secs: self.policy.utc_offset_secs };
-        let Reader { matcher, observes, jails } = &mut reader;
-        matcher.scan(block, clock, |line| {
-            for (jail, filters) in &*jails {
-                match filters.iter().find_map(|filter| Some((*filter, line.verdict(*filter)?))) {
-                    None => {}
-                    Some((_, Verdict::NoAddress)) => self.no_address(*jail),
-                    Some((filter, Verdict::Blame(address))) => {
-                        let at = match (reading, line.date(filter)) {
-                            (Reading::CatchingUp, Some(date)) => date.min(now),
-                            _ => now,
-                        };
-                        let observed = observes.get(filter).copied().unwrap_or(false)
-                            || self.policy.jails.get(*jail).is_some_and(|jail| jail.observe);
-                        let (jail, line) = (*jail, line.whole());
-                        self.failure(now, Failure { jail, address, at, observed, line });
-                    }
-                }
-            }
-        });
-        if let Some(place) = self.readers.get_mut(place) {
-            *place = Some(reader);
-        }
     }
 
     fn close(&mut self, prefix: Prefix, why: Ending) {

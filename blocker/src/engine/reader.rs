@@ -1,0 +1,97 @@
+//! From a source's lines to the failures of its jails.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Engine, Reading, SourceId, judge::Failure};
+use crate::{
+    detect::JailKey,
+    filter::{Filter, SourceMatcher, Verdict, date::Clock},
+    policy::Policy,
+    time::Timestamp,
+};
+
+/// What reads a source: the filters of all its jails, and which of them are whose.
+#[derive(Debug)]
+pub(super) struct Reader {
+    matcher: SourceMatcher,
+    /// By filter: whether its failures ban nobody.
+    observes: Vec<bool>,
+    /// A jail's index, and the filters it tries in this order.
+    jails: Vec<(usize, Vec<usize>)>,
+}
+
+impl Reader {
+    pub(super) fn new(policy: &Policy, source: usize) -> Self {
+        let (mut filters, mut jails): (Vec<Arc<Filter>>, Vec<_>) = (Vec::new(), Vec::new());
+        for (index, jail) in policy.jails.iter().enumerate() {
+            if !jail.sources.iter().any(|id| usize::from(id.0) == source) {
+                continue;
+            }
+            let mut own = Vec::new();
+            for filter in &jail.filters {
+                let known = filters.iter().position(|known| Arc::ptr_eq(known, filter));
+                own.push(known.unwrap_or(filters.len()));
+                if known.is_none() {
+                    filters.push(Arc::clone(filter));
+                }
+            }
+            jails.push((index, own));
+        }
+        let observes = filters.iter().map(|filter| filter.observe).collect();
+        Self { matcher: SourceMatcher::new(filters), observes, jails }
+    }
+}
+
+impl Engine {
+    /// Adds what the readers have counted to the jails' counters; new readers begin at 0.
+    pub(super) fn keep_gave_up(&mut self) {
+        let counted = self.gave_up();
+        for (key, gave_up) in counted {
+            self.count(key, |counters| counters.gave_up += gave_up);
+        }
+    }
+
+    /// By jail, as the readers of now have counted it.
+    pub(super) fn gave_up(&self) -> BTreeMap<JailKey, u64> {
+        let mut by_jail = BTreeMap::new();
+        for Reader { matcher, jails, .. } in self.readers.iter().flatten() {
+            for (jail, filters) in jails {
+                let gave_up: u64 = filters.iter().map(|filter| matcher.gave_up(*filter)).sum();
+                if let Some(state) = self.jails.get(*jail) {
+                    *by_jail.entry(state.key).or_default() += gave_up;
+                }
+            }
+        }
+        by_jail
+    }
+
+    pub(super) fn lines(&mut self, now: Timestamp, source: SourceId, block: &[u8], reading: Reading) {
+        // Taken out for the scan, since what it finds changes everything else.
+        let place = usize::from(source.0);
+        let Some(mut reader) = self.readers.get_mut(place).and_then(Option::take) else { return };
+        let clock = Clock { now, utc_offset_secs: self.policy.utc_offset_secs };
+        let Reader { matcher, observes, jails } = &mut reader;
+        matcher.scan(block, clock, |line| {
+            for (jail, filters) in &*jails {
+                match filters.iter().find_map(|filter| Some((*filter, line.verdict(*filter)?))) {
+                    None => {}
+                    Some((_, Verdict::NoAddress)) => self.no_address(*jail),
+                    Some((filter, Verdict::Blame(address))) => {
+                        let at = match (reading, line.date(filter)) {
+                            (Reading::CatchingUp, Some(date)) => date.min(now),
+                            _ => now,
+                        };
+                        let observed = observes.get(filter).copied().unwrap_or(false)
+                            || self.policy.jails.get(*jail).is_some_and(|jail| jail.observe);
+                        let (jail, line) = (*jail, line.whole());
+                        self.failure(now, Failure { jail, address, at, observed, line });
+                    }
+                }
+            }
+        });
+        if let Some(place) = self.readers.get_mut(place) {
+            *place = Some(reader);
+        }
+    }
+}
