@@ -7,7 +7,8 @@ use serde_json::json;
 use super::{complain, exit, say, show};
 use crate::{
     config::{self, Config},
-    policy::{Jail, SourceSpec},
+    filter::Filter,
+    policy::{ActionSpec, Jail, SourceSpec},
     time::span_text,
 };
 
@@ -76,27 +77,47 @@ fn sources(config: &Config, jail: &Jail) -> Vec<String> {
 }
 
 fn jail_text(config: &Config, jail: &Jail) -> String {
-    let filters: Vec<String> = jail
-        .filters
-        .iter()
-        .map(|filter| format!("{} ({} samples)", filter.name, filter.samples.len()))
-        .collect();
-    let ignore = if jail.ignoreip.is_empty() {
-        String::new()
-    } else {
-        let list: Vec<String> = jail.ignoreip.iter().map(ToString::to_string).collect();
-        format!("  ignores  {}\n", list.join(", "))
+    let filter = |filter: &Arc<Filter>| {
+        let observes = if filter.observe { ", observes only" } else { "" };
+        format!("{} ({} samples{observes})", filter.name, filter.samples.len())
     };
-    format!(
-        "[{}]\n  reads    {}\n  filters  {}\n  bans     after {} failures in {}, for {}; IPv6 by /{}\n{ignore}",
-        show::clean(&jail.name),
-        show::clean(&sources(config, jail).join(", ")),
-        show::clean(&filters.join(", ")),
+    let filters: Vec<String> = jail.filters.iter().map(filter).collect();
+    let ignored: Vec<String> = jail.ignoreip.iter().map(ToString::to_string).collect();
+    let bans = format!(
+        "after {} failures in {}, for {}; IPv6 by /{}",
         jail.maxretry,
         span_text(jail.findtime),
         jail.bantime,
-        jail.ipv6_prefix,
-    )
+        jail.ipv6_prefix
+    );
+    let mut lines = vec![
+        ("reads", sources(config, jail).join(", ")),
+        ("filters", filters.join(", ")),
+        (if jail.observe { "observes" } else { "bans" }, bans),
+        ("ignores", ignored.join(", ")),
+    ];
+    if let Some(escalation) = &jail.escalation {
+        lines.push(("grows", escalation.to_string()));
+    }
+    if let Some(asked) = &jail.ignore_command {
+        lines.push(("asks", format!("{}; bans after {}", asked.command, span_text(asked.timeout))));
+    }
+    if !jail.ignoreself {
+        lines.push(("counts", "this host's own addresses, too; they are never banned".to_owned()));
+    }
+    lines.extend(jail.actions.iter().map(|action| ("runs", action_text(action))));
+    let mut text = format!("[{}]\n", show::clean(&jail.name));
+    for (label, what) in lines.iter().filter(|(_, what)| !what.is_empty()) {
+        text.push_str(&format!("  {label:<8} {}\n", show::clean(what)));
+    }
+    text
+}
+
+fn action_text(action: &ActionSpec) -> String {
+    let runs =
+        [("start", &action.start), ("stop", &action.stop), ("ban", &action.ban), ("unban", &action.unban)];
+    let runs: Vec<&str> = runs.iter().filter(|(_, run)| run.is_some()).map(|(on, _)| *on).collect();
+    format!("{} on {}; killed after {}", action.name, runs.join(", "), span_text(action.timeout))
 }
 
 fn jail_json(config: &Config, jail: &Jail) -> serde_json::Value {
@@ -109,5 +130,10 @@ fn jail_json(config: &Config, jail: &Jail) -> serde_json::Value {
         "bantime": jail.bantime.to_string(),
         "ipv6_prefix": jail.ipv6_prefix,
         "ignoreip": jail.ignoreip,
+        "ignoreself": jail.ignoreself,
+        "observe": jail.observe,
+        "escalation": jail.escalation.as_ref().map(ToString::to_string),
+        "ignorecommand": jail.ignore_command.as_ref().map(|asked| asked.command.to_string()),
+        "actions": jail.actions.iter().map(|action| action.name.to_string()).collect::<Vec<_>>(),
     })
 }
