@@ -10,7 +10,7 @@ use std::{
 
 use blocker::{
     engine::Change,
-    ledger::{Ban, Origin},
+    ledger::{Ban, Offence, OffenceChange, Origin},
     net::Prefix,
     store::Store,
     time::{Timestamp, Until},
@@ -91,6 +91,76 @@ fn a_damaged_ledger_is_moved_aside_and_a_newer_one_refused() {
     drop(connection);
     let refused = Store::open(folder.path()).unwrap_err().to_string();
     assert!(refused.contains("newer") && refused.contains("99"), "{refused}");
+}
+
+#[test]
+fn offences_are_read_back_and_rewritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let offence = |number, jail: &str, bans, until| Offence {
+        prefix: ban(number).prefix,
+        jail: jail.into(),
+        bans,
+        until,
+    };
+    let open = || Store::open(folder.path()).unwrap();
+    let end = Until::At(Timestamp::from_micros(1_795_000_000_000_001));
+    let (a, b, c) = (offence(1, "a", 1, end), offence(1, "b", 7, Until::Forever), offence(2, "a", 2, end));
+    let set = |offence: &Offence| OffenceChange::Set(offence.clone());
+    let (mut store, _) = open();
+    let again = Offence { bans: 9, ..a.clone() };
+    store.record(&[], &[set(&a), set(&b), set(&c), set(&again)], Timestamp::EPOCH).unwrap();
+    let forget = OffenceChange::Forget { prefix: b.prefix, jail: "b".into() };
+    store.record(&[], &[forget], Timestamp::EPOCH).unwrap();
+    drop(store);
+    let (mut store, stored) = open();
+    assert_eq!(stored.offences, [again, c.clone()]);
+    store.rewrite(&[], vec![b.clone()]).unwrap();
+    drop(store);
+    let (mut store, stored) = open();
+    assert_eq!(stored.offences, [b]);
+    store.record(&[], &[OffenceChange::ForgetAll, set(&c)], Timestamp::EPOCH).unwrap();
+    drop(store);
+    assert_eq!(open().1.offences, [c]);
+}
+
+#[test]
+fn an_older_ledger_tells_from_its_history_who_was_banned() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();
+    let json = |number: u32| {
+        // As layout 1 wrote it: no `count`.
+        let mut json = serde_json::to_value(Change::Ban(ban(number))).unwrap();
+        json["ban"].as_object_mut().unwrap().remove("count");
+        json["ban"]["until"] = serde_json::json!({ "at": number * 10 });
+        json.to_string()
+    };
+    connection
+        .execute_batch(
+            "CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
+             CREATE TABLE allow(prefix TEXT PRIMARY KEY) WITHOUT ROWID;
+             CREATE TABLE position(file TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+             CREATE TABLE history(id INTEGER PRIMARY KEY, at INTEGER NOT NULL, change TEXT NOT NULL);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    for change in [json(1), json(2), json(1), "\"flush\"".to_owned(), "no json".to_owned()] {
+        connection.execute("INSERT INTO history(at, change) VALUES (5, ?1)", [change]).unwrap();
+    }
+    let live = serde_json::from_str::<serde_json::Value>(&json(1)).unwrap()["ban"].to_string();
+    connection.execute("INSERT INTO ban VALUES ('203.0.113.1', ?1)", [live]).unwrap();
+    drop(connection);
+    for _twice in 0..2 {
+        let (store, stored) = Store::open(folder.path()).unwrap();
+        assert_eq!((stored.bans.len(), stored.bans[0].count, stored.notes.len()), (1, 0, 0));
+        let shown: Vec<_> =
+            stored.offences.iter().map(|known| (known.prefix, known.bans, known.until)).collect();
+        let until = |number: i64| Until::At(Timestamp::from_micros(number * 10));
+        assert_eq!(shown, [(ban(1).prefix, 2, until(1)), (ban(2).prefix, 1, until(2))]);
+        let recent = store.recent_bans(Timestamp::from_micros(4)).unwrap();
+        let recent: Vec<Prefix> = recent.iter().map(|ban| ban.prefix).collect();
+        assert_eq!(recent, [ban(1).prefix, ban(2).prefix, ban(1).prefix]);
+        assert_eq!(store.recent_bans(Timestamp::from_micros(5)).unwrap(), []);
+    }
 }
 
 #[test]
