@@ -122,7 +122,7 @@ fn starts_token(left: &str, token: &str) -> bool {
             let label = word.bytes().any(|b| b.is_ascii_alphabetic() && !b.is_ascii_hexdigit());
             let colon_only =
                 word.len() == 1 || word.strip_prefix(|c: char| !c.is_ascii_alphanumeric()) == Some(":");
-            (mapped && token.contains('.')) || (label && !word.ends_with("::")) || colon_only
+            (mapped && !token.contains(':')) || (label && !word.ends_with("::")) || colon_only
         }
         Some(_) => true,
     }
@@ -130,16 +130,20 @@ fn starts_token(left: &str, token: &str) -> bool {
 
 fn ends_token(right: &str, token: &str) -> bool {
     let mut after = right.chars();
-    let v4 = !token.contains(':');
     match after.next() {
         None => true,
         Some(c) if c.is_alphanumeric() || c == '_' => false,
         Some('.' | '-') => !after.next().is_some_and(|c| c.is_alphanumeric()),
         // A zone id names an interface of ours, not an attacker elsewhere.
-        Some('%') => v4,
-        Some(':') if v4 => {
-            // A port, or the end of a clause.
+        Some('%') => !token.contains(':'),
+        Some(':') => {
+            // A port, or the end of a clause. Behind an IPv6 address without brackets only five digits are surely a
+            // port: no part of the address has as many.
             let digits = after.as_str().bytes().take_while(u8::is_ascii_digit).count();
+            let may_be_port = token.contains('.') || digits == 5;
+            if !may_be_port {
+                return !after.next().is_some_and(|c| c.is_ascii_hexdigit() || c == ':');
+            }
             let mut rest = after.as_str()[digits..].chars();
             digits <= 5
                 && match rest.next() {
@@ -148,7 +152,6 @@ fn ends_token(right: &str, token: &str) -> bool {
                     _ => true,
                 }
         }
-        Some(':') => !after.next().is_some_and(|c| c.is_ascii_hexdigit() || c == ':'),
         Some(_) => true,
     }
 }
@@ -186,6 +189,14 @@ mod tests {
             ("2001:db8::1.2.3.4", "1.2.3.4", false),
             ("2001:db8::1", "db8::1", false),
             ("2001:db8::1:2", "2001:db8::1", false),
+            ("2001:db8::1:4002]", "2001:db8::1", false),
+            ("2001:db8::1:40022]", "2001:db8::1", true),
+            ("2001:db8::1:400221]", "2001:db8::1", false),
+            ("2001:db8::1:40022:1]", "2001:db8::1", false),
+            ("2001:db8::1:4002a]", "2001:db8::1", false),
+            ("::ffff:1.2.3.4:443 x", "::ffff:1.2.3.4", true),
+            ("::ffff:1.2.3.4:443 x", "1.2.3.4", true),
+            ("::ffff:1.2.3.4%eth0", "::ffff:1.2.3.4", false),
             ("fe80::1%eth0", "fe80::1", false),
             ("1.2.3.4:1.2.3.4", "1.2.3.4", false),
             ("1.2.3.4:443:5", "1.2.3.4", false),

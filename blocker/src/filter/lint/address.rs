@@ -161,6 +161,7 @@ impl Address {
     pub(super) fn owes(self) -> Owed {
         match self {
             Self::V4 { tail: Tail::None, .. } => Owed::After4,
+            Self::V4 { .. } => Owed::AfterDotted6,
             _ if self.is_over() => Owed::NoHex,
             _ => Owed::After6,
         }
@@ -175,38 +176,49 @@ fn mapped_before(address: Address) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Owed {
     Nothing,
-    /// The next character decides, for an IPv4 address and for an IPv6 one.
+    /// The next character decides, for an IPv4 address, for an IPv6 one, and for one with a dotted end.
     After4,
     After6,
+    AfterDotted6,
     /// Behind a full stop or a dash: the word does not go on.
     NoWord,
     /// Behind the colon after an IPv6 address.
     NoHex,
-    /// Behind the colon after an IPv4 address: so many digits of a port.
+    /// Behind the colon after an IPv4 address or a dotted end: so many digits of a port.
     Port(u8),
+    /// Behind the colon after an IPv6 address: so many digits, which five make a port.
+    Port6(u8),
+    /// Behind the full stop or colon after a port: neither a word nor another port.
+    NoMore,
 }
 
 impl Owed {
     /// What is owed after one more character; `None` when the address was none.
     pub(super) fn step(self, kind: Kind) -> Option<Self> {
+        let in_word = kind.is_alnum() || kind == Kind::Underscore;
         match (self, kind) {
             (Self::Nothing, _) => Some(Self::Nothing),
-            (Self::After4 | Self::After6, kind) if kind.is_alnum() || kind == Kind::Underscore => None,
-            (Self::After4 | Self::After6, Kind::Dot | Kind::Dash) => Some(Self::NoWord),
-            (Self::After6, Kind::Percent) => None,
-            (Self::After4, Kind::Colon) => Some(Self::Port(0)),
+            (Self::After4 | Self::After6 | Self::AfterDotted6, _) if in_word => None,
+            (Self::After4 | Self::After6 | Self::AfterDotted6, Kind::Dot | Kind::Dash) => Some(Self::NoWord),
+            (Self::After6 | Self::AfterDotted6, Kind::Percent) => None,
+            (Self::After4 | Self::AfterDotted6, Kind::Colon) => Some(Self::Port(0)),
             (Self::After6, Kind::Colon) => Some(Self::NoHex),
             (Self::NoWord, kind) if kind.is_alnum() => None,
+            (Self::NoHex, Kind::Digit) => Some(Self::Port6(1)),
             (Self::NoHex, kind) if kind.is_hex() || kind == Kind::Colon => None,
             (Self::Port(digits), Kind::Digit) => (digits < 5).then_some(Self::Port(digits + 1)),
-            (Self::Port(_), kind) if kind.is_alnum() || matches!(kind, Kind::Colon | Kind::Underscore) => {
-                None
-            }
-            (Self::Port(_), Kind::Dot) => Some(Self::NoWord),
-            (Self::After4 | Self::After6 | Self::NoWord | Self::NoHex | Self::Port(_), _) => {
-                Some(Self::Nothing)
-            }
+            (Self::Port6(digits), Kind::Digit) => (digits < 5).then_some(Self::Port6(digits + 1)),
+            (Self::Port6(0..5), _) => None,
+            (Self::Port(_) | Self::Port6(_), _) if in_word => None,
+            (Self::Port(_) | Self::Port6(_), Kind::Dot | Kind::Colon) => Some(Self::NoMore),
+            (Self::NoMore, kind) if kind.is_alnum() || kind == Kind::Colon => None,
+            _ => Some(Self::Nothing),
         }
+    }
+
+    /// Whether the text may end here.
+    pub(super) fn may_end(self) -> bool {
+        !matches!(self, Self::Port6(0..5))
     }
 
     /// A number for a key.
@@ -217,7 +229,10 @@ impl Owed {
             Self::After6 => 2,
             Self::NoWord => 3,
             Self::NoHex => 4,
-            Self::Port(digits) => 5 + digits,
+            Self::AfterDotted6 => 5,
+            Self::NoMore => 6,
+            Self::Port(digits) => 7 + digits,
+            Self::Port6(digits) => 13 + digits,
         }
     }
 }
@@ -378,7 +393,7 @@ mod tests {
             }
         }
         let owed = text[end..].chars().try_fold(address.owes(), |owed, c| owed.step(kind(c)));
-        address.is_whole() && owed.is_some()
+        address.is_whole() && owed.is_some_and(Owed::may_end)
     }
 
     proptest! {
@@ -387,7 +402,7 @@ mod tests {
         fn what_the_engine_blames_stands(
             parts in prop::collection::vec(
                 prop::sample::select(&["1", "12", "0", "f", "ffff", "a", "g", ".", ":", "::", "-", "%", " ", "_", "é",
-                    "1.2.3.4", "::ffff:", "2001:db8::1", ":443", "1:2:3:4:5:6:7:8"][..]),
+                    "1.2.3.4", "::ffff:", "2001:db8::1", ":443", ":40022", "1:2:3:4:5:6:7:8"][..]),
                 1..9,
             ),
         ) {

@@ -255,7 +255,7 @@ impl Search<'_> {
         let may = |which: usize| {
             let Reading { at, host } = state.readings[which];
             let nfa = self.patterns[which];
-            let ended = matches!(host, Host::Behind(_));
+            let ended = matches!(host, Host::Behind(owed) if owed.may_end());
             let whole = matches!(host, Host::In(address) if address.is_whole());
             match at {
                 At::Behind => ended,
