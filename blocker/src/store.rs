@@ -22,8 +22,12 @@ use crate::{
     time::{Timestamp, Until},
 };
 
+mod fail2ban;
+
+pub use fail2ban::{FORMER_BANS_MAX, FormerBan, TakenOver, read as read_former_bans, taken_over};
+
 /// The version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// Layout 1.
 const TABLES: &str = "
     CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
@@ -39,6 +43,9 @@ const OFFENCES: &str = "
         SELECT change ->> '$.ban.prefix', change ->> '$.ban.origin.jail', count(*), max(change ->> '$.ban.until.at')
         FROM history WHERE json_valid(change) AND change ->> '$.ban.origin.jail' IS NOT NULL
         GROUP BY 1, 2;";
+/// What layout 3 adds: the databases that bans were taken over from, once each.
+const IMPORTED: &str = "
+    CREATE TABLE imported(path TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;";
 /// Rows of history kept; the oldest go first.
 pub const HISTORY_MAX: i64 = 100_000;
 /// How many recorded changes pass between two prunings of the history.
@@ -148,8 +155,9 @@ impl Store {
         connection.pragma_update(None, "synchronous", "normal")?;
         match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => {}
-            0 => migrate(&connection, &[TABLES, OFFENCES])?,
-            1 => migrate(&connection, &[OFFENCES])?,
+            0 => migrate(&connection, &[TABLES, OFFENCES, IMPORTED])?,
+            1 => migrate(&connection, &[OFFENCES, IMPORTED])?,
+            2 => migrate(&connection, &[IMPORTED])?,
             newer => return Err(Unusable::Newer(newer)),
         }
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;

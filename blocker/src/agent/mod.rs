@@ -43,6 +43,7 @@ use crate::{
 };
 
 mod backend;
+mod migration;
 mod protected;
 mod report;
 mod runner;
@@ -171,7 +172,8 @@ struct Degraded {
 impl Agent {
     fn start(options: &Options) -> Result<Self, Error> {
         let config = configure(options).map_err(Error::Config)?;
-        let (store, stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
+        let (mut store, mut stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
+        migration::take_over(&config, &mut store, &mut stored, now());
         let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
         let positions = stored
             .positions
@@ -395,6 +397,12 @@ impl Agent {
             restart.push("[enforce]");
         }
         self.warnings = config.warnings.iter().map(ToString::to_string).collect();
+        if let Some(path) = config.former_bans.as_ref().filter(|path| path.exists())
+            && self.config.former_bans != config.former_bans
+        {
+            let at = path.display();
+            self.warnings.push(format!("fail2ban's bans in {at} are taken over at the next start"));
+        }
         if !restart.is_empty() {
             self.warnings.push(format!("{}: a change takes effect at the next start", restart.join(", ")));
         }

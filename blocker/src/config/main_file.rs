@@ -59,6 +59,7 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
         },
         socket: PathBuf::from("/run/blocker/blocker.sock"),
         state_dir: PathBuf::from("/var/lib/blocker"),
+        former_bans: None,
         warnings: Vec::new(),
         jails: Vec::new(),
     };
@@ -352,5 +353,5 @@ fn import(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config, jails: 
         reader.error(at, "import.fail2ban", message, "name the directory that holds jail.conf or jail.local");
         return;
     }
-    fail2ban::import(&dir, reader.findings, jails, &mut config.policy.allow);
+    config.former_bans = fail2ban::import(&dir, reader.findings, jails, &mut config.policy.allow);
 }

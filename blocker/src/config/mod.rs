@@ -38,6 +38,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// What outlives a restart; default `/var/lib/blocker`.
     pub state_dir: PathBuf,
+    /// Where the fail2ban that is imported keeps its bans, to be taken over once.
+    pub former_bans: Option<PathBuf>,
     /// What was not carried over, and why.
     pub warnings: Vec<Diagnostic>,
     /// Every jail that was found, also those that do not run.

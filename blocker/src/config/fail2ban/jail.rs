@@ -7,7 +7,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -42,8 +42,14 @@ const MAXRETRY_MAX: u32 = 10_000;
 /// The filter that reads fail2ban's own log for bans; ours are in the ledger.
 const RECIDIVE: &str = "recidive";
 
-/// Reads all jails below `dir` into `jails`; addresses that no jail may ban go into `allow`.
-pub(crate) fn import(dir: &Path, findings: &mut Findings, jails: &mut Jails, allow: &mut Vec<Prefix>) {
+/// Reads all jails below `dir` into `jails`; addresses that no jail may ban go into `allow`. Returns where fail2ban
+/// keeps its bans.
+pub(crate) fn import(
+    dir: &Path,
+    findings: &mut Findings,
+    jails: &mut Jails,
+    allow: &mut Vec<Prefix>,
+) -> Option<PathBuf> {
     let read = spec::read(dir, false, findings);
     let mut told = Told::default();
     let mut compiled = Vec::new();
@@ -57,6 +63,7 @@ pub(crate) fn import(dir: &Path, findings: &mut Findings, jails: &mut Jails, all
             findings.push(read.layers.diagnostic(&spec.at, &key, message, "name fewer files"));
         }
     }
+    spec::database(dir, findings)
 }
 
 /// What was said once and concerns every jail.

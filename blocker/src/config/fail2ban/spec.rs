@@ -30,6 +30,9 @@ pub const JAILS_MAX: usize = 1_024;
 /// Actions of one jail at most.
 const ACTIONS_MAX: usize = 32;
 
+/// fail2ban's `dbfile` where no file sets one.
+const DATABASE: &str = "/var/lib/fail2ban/fail2ban.sqlite3";
+
 /// A jail's options, other than those that a filter has too.
 const OPTIONS: [&str; 23] = [
     "enabled",
@@ -193,6 +196,22 @@ pub(super) fn read(dir: &Path, all: bool, findings: &mut Findings) -> Jails {
         jails.push(reading.jail(at, all));
     }
     Jails { jails, layers }
+}
+
+/// Where fail2ban keeps its bans, as fail2ban.conf says; `None` when it keeps none.
+pub(super) fn database(dir: &Path, findings: &mut Findings) -> Option<PathBuf> {
+    let layers = Files::default().layers(&dir.join("fail2ban"), findings);
+    let path = match interpolate::value(&layers, "Definition", "dbfile", &Vars::new()) {
+        None => DATABASE.to_owned(),
+        Some(Ok(value)) => text_of(&value),
+        Some(Err(why)) => {
+            let at = layers.get("Definition", "dbfile").map(|value| place_of(value)).unwrap_or_default();
+            let message = format!("its bans are not taken over: {why}");
+            findings.push(layers.diagnostic(&at, "dbfile", message, "write the path itself"));
+            return None;
+        }
+    };
+    Some(PathBuf::from(path)).filter(|path| path.is_absolute())
 }
 
 /// Reads the filter `name` below `dir` with these options, for a jail that adds nothing.

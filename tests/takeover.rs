@@ -1,0 +1,210 @@
+//! Nobody is unbanned by changing from fail2ban to blocker: a database that fail2ban itself makes when the test runs.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use blocker::{
+    config,
+    ledger::Origin,
+    store::{Store, read_former_bans},
+    time::{BanTime, Timestamp, Until},
+};
+use xtask::lab::{Scratch, agent::Agent, agent::Backend, lan::Lan, missing, skipped};
+
+/// Bans as fail2ban records them, then prints what it would restore: `ip end count`, -1 without end.
+const MAKE: &str = r#"
+import sys, time
+from fail2ban.server.database import Fail2BanDb
+from fail2ban.server.ticket import BanTicket
+
+class Jail:
+    def __init__(self, name, bantime):
+        self.name, self.bantime, self.actions = name, bantime, self
+    def getBanTime(self): return self.bantime
+    def getMaxBanTime(self): return -1
+
+now = float(sys.argv[2])
+db = Fail2BanDb(sys.argv[1])
+jails = {name: Jail(name, bantime) for name, bantime in (("sshd", 600), ("recidive", 604800))}
+for jail in jails.values(): db.addJail(jail)
+for row in sys.argv[3:]:
+    jail, ip, ago, bantime, count = row.split(",")
+    ticket = BanTicket(ip, now - int(ago), ["a line"])
+    ticket.setAttempt(7)
+    ticket.setBanTime(int(bantime)); ticket.setBanCount(int(count))
+    db.addBan(jails[jail], ticket)
+db.delBan(jails["sshd"], "203.0.113.8")
+for jail in jails.values():
+    for ticket in db.getCurrentBans(jail, fromtime=now):
+        bantime = ticket.getBanTime()
+        end = -1 if bantime == -1 else int(ticket.getTime()) + bantime
+        print(ticket.getID(), end, ticket.getBanCount())
+"#;
+
+const ROWS: [&str; 9] = [
+    "sshd,203.0.113.1,100,600,1",
+    "sshd,203.0.113.2,700,600,1",
+    "sshd,203.0.113.3,5000,600,1",
+    "sshd,203.0.113.3,50,1200,2",
+    "recidive,203.0.113.4,3600,604800,1",
+    "sshd,203.0.113.5,90000,-1,1",
+    "sshd,2001:db8::5,10,600,4",
+    "sshd,198.51.100.0/24,10,600,1",
+    "sshd,203.0.113.8,10,600,1",
+];
+
+/// The database, and by prefix when fail2ban would lift each ban; `None` where there is no fail2ban.
+fn make(folder: &Path, now: i64) -> Option<(PathBuf, BTreeMap<String, i64>)> {
+    let path = folder.join("fail2ban.sqlite3");
+    let mut command = Command::new("python3");
+    command
+        .arg("-c")
+        .arg(MAKE)
+        .arg(&path)
+        .arg(now.to_string())
+        .args(ROWS)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    let output = command.output().ok()?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if stderr.contains("No module named 'fail2ban'") {
+        return None;
+    }
+    assert!(output.status.success(), "{stderr}");
+    let rows = stdout.lines().map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        (words[0].to_owned(), words[1].parse().unwrap())
+    });
+    Some((path, rows.collect()))
+}
+
+fn now() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+}
+
+#[test]
+fn every_ban_that_fail2ban_would_restore_is_taken_over_once_with_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let instant = now();
+    let Some((path, expected)) = make(folder.path(), instant) else {
+        return skipped(
+            "every_ban_that_fail2ban_would_restore_is_taken_over_once_with_its_end",
+            "no fail2ban",
+        );
+    };
+    assert_eq!(expected.len(), 6, "{expected:?}");
+    let rows = read_former_bans(&path).unwrap();
+    assert!(rows.len() == 8 && rows.iter().all(|row| row.failures == 7), "{rows:?}");
+    let bantime = |_: &str| BanTime::For(Duration::from_secs(600));
+    let instant = Timestamp::from_secs(instant);
+    let state = folder.path().join("state");
+    let (mut store, stored) = Store::open(&state).unwrap();
+    let taken = store.take_over(&path, &stored.bans, &stored.offences, instant, &bantime).unwrap().unwrap();
+    let found: BTreeMap<String, i64> = taken
+        .bans
+        .iter()
+        .map(|ban| match ban.until {
+            Until::At(end) => (ban.prefix.to_string(), end.as_secs()),
+            Until::Forever => (ban.prefix.to_string(), -1),
+        })
+        .collect();
+    assert_eq!(found, expected);
+    let again = taken.offences.iter().find(|offence| offence.prefix.to_string() == "203.0.113.3");
+    assert_eq!(again.map(|offence| offence.bans), Some(2));
+    // On disk with the mark that it was done: the next agent neither loses them nor takes them again.
+    drop(store);
+    let (mut store, stored) = Store::open(&state).unwrap();
+    assert_eq!(stored.bans.len(), expected.len());
+    assert!(stored.bans.iter().all(|ban| matches!(&ban.origin, Origin::Jail(_))));
+    assert_eq!(stored.offences.len(), 7);
+    assert_eq!(store.take_over(&path, &[], &[], instant, &bantime).unwrap(), None);
+}
+
+#[test]
+fn what_is_no_database_of_fail2bans_takes_nothing_over_and_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(&folder.path().join("state")).unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o600), 0)
+        .unwrap();
+    let garbage = folder.path().join("garbage");
+    fs::write(&garbage, vec![7; 10_000]).unwrap();
+    let empty = folder.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    let other = folder.path().join("other");
+    rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE bans(x)").unwrap();
+    let bantime = |_: &str| BanTime::Permanent;
+    for path in [&fifo, &garbage, &empty, &other, &folder.path().join("absent")] {
+        for _ in 0..2 {
+            let refused = store.take_over(path, &[], &[], Timestamp::EPOCH, &bantime).unwrap_err();
+            assert!(refused.to_string().contains("read fail2ban's bans in"), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn the_agent_bans_from_its_start_whom_fail2ban_banned_and_lifts_them_for_good() {
+    const NAME: &str = "the_agent_bans_from_its_start_whom_fail2ban_banned_and_lifts_them_for_good";
+    if let Some(reason) = missing() {
+        return skipped(NAME, &reason);
+    }
+    let scratch = Scratch::new("takeover").unwrap();
+    let Some((path, expected)) = make(scratch.path(), now()) else { return skipped(NAME, "no fail2ban") };
+    let dir = scratch.join("fail2ban");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("jail.conf"), "[sshd]\nenabled = false\n").unwrap();
+    fs::write(dir.join("fail2ban.conf"), format!("[DEFAULT]\ndbfile = {}\n[Definition]\n", path.display()))
+        .unwrap();
+    let lan = Lan::new().unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
+    let mut agent = Agent::new(&scratch, &lan.host, Backend::Nftables);
+    agent.jail("sshd", &scratch.join("auth.log"), "");
+    agent.tables(&format!("[import]\nfail2ban = '{}'", dir.display()));
+    fs::write(scratch.join("auth.log"), "").unwrap();
+    agent.start(binary).unwrap();
+    let banned = |agent: &Agent<'_>| {
+        let mut banned = agent.banned(binary).unwrap();
+        banned.sort();
+        banned
+    };
+    let mut expected: Vec<String> = expected.into_keys().collect();
+    expected.sort();
+    assert_eq!(banned(&agent), expected, "{}", agent.log());
+    agent.cli(binary, &["unban", "203.0.113.1"]).unwrap();
+    expected.retain(|prefix| prefix != "203.0.113.1");
+    agent.stop();
+    agent.start(binary).unwrap();
+    assert_eq!(banned(&agent), expected, "what a person lifted does not come back");
+}
+
+#[test]
+fn where_the_bans_are_is_what_fail2ban_conf_says() {
+    for (conf, local, expected) in [
+        (None, None, Some("/var/lib/fail2ban/fail2ban.sqlite3")),
+        (Some("[DEFAULT]\ndbfile = /a.db\n[Definition]\n"), None, Some("/a.db")),
+        (
+            Some("[Definition]\ndir = /x\ndbfile = %(dir)s/a.db\n"),
+            Some("[Definition]\ndir = /y\n"),
+            Some("/y/a.db"),
+        ),
+        (Some("[Definition]\ndbfile = None\n"), None, None),
+        (Some("[Definition]\ndbfile = :memory:\n"), None, None),
+        (Some("[Definition]\ndbfile = %(dbfile)s\n"), None, None),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("jail.conf"), "[sshd]\nenabled = false\n").unwrap();
+        for (name, text) in [("fail2ban.conf", conf), ("fail2ban.local", local)] {
+            if let Some(text) = text {
+                fs::write(folder.path().join(name), text).unwrap();
+            }
+        }
+        let main = folder.path().join("blocker.toml");
+        fs::write(&main, "[import]\nfail2ban = '.'\n").unwrap();
+        let config = config::load(&main).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(config.former_bans.as_deref(), expected.map(Path::new), "{conf:?}");
+    }
+}
