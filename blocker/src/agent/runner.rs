@@ -9,13 +9,13 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::{self, Read as _},
     os::{fd::AsFd as _, unix::process::CommandExt as _},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
@@ -50,7 +50,7 @@ const OUTPUT_BYTES_MAX: usize = 4 << 10;
 /// Bytes of matched lines that a command is given: the kernel takes 128 KiB in one variable (execve(2)).
 const MATCHES_BYTES_MAX: usize = 64 << 10;
 /// How long the agent's end waits for actions.
-const STOP_GRACE: Duration = Duration::from_secs(5);
+const STOP_GRACE: Duration = Duration::from_secs(3);
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What an ignorecommand said.
@@ -64,6 +64,7 @@ pub(super) struct Runner {
     answers: UnboundedSender<Answer>,
     /// Ends when the last thread has.
     ended: Receiver<()>,
+    children: Arc<Children>,
     counts: BTreeMap<(Arc<str>, Arc<str>), Arc<Counts>>,
 }
 
@@ -100,12 +101,14 @@ impl Runner {
     /// Nothing runs yet, and no thread does before there is something to run.
     pub(super) fn new(answers: UnboundedSender<Answer>) -> Self {
         let (alive, ended) = mpsc::channel();
+        let children = Arc::default();
         Self {
-            action_lanes: Lanes::new(ACTION_LANES, ACTIONS_WAITING_MAX, &alive),
-            ask_lanes: Lanes::new(ASK_LANES, ASKED_MAX, &alive),
+            action_lanes: Lanes::new(ACTION_LANES, ACTIONS_WAITING_MAX, &alive, &children),
+            ask_lanes: Lanes::new(ASK_LANES, ASKED_MAX, &alive, &children),
             next_ask_lane: 0,
             answers,
             ended,
+            children,
             counts: BTreeMap::new(),
         }
     }
@@ -177,12 +180,51 @@ impl Runner {
             .collect()
     }
 
-    /// Waits until the queues are empty, a few seconds at most: the agent ends.
+    /// Waits until the queues are empty, a few seconds at most, and kills what still runs: the agent ends.
     pub(super) fn finish(self) {
         drop((self.action_lanes, self.ask_lanes));
         if self.ended.recv_timeout(STOP_GRACE) == Err(RecvTimeoutError::Timeout) {
             let waiting: u64 = self.counts.values().map(|counts| counts.waiting.load(Relaxed)).sum();
             warn!("{waiting} runs of actions are given up: the agent ends");
+            self.children.end();
+        }
+    }
+}
+
+/// The process groups that run now; none any more once they were ended.
+#[derive(Debug, Default)]
+struct Children(Mutex<(BTreeSet<i32>, bool)>);
+
+impl Children {
+    fn lock(&self) -> MutexGuard<'_, (BTreeSet<i32>, bool)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a child, unless the agent is ending.
+    fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        let mut running = self.lock();
+        if running.1 {
+            return Err(io::Error::other("the agent ends"));
+        }
+        let child = command.spawn()?;
+        running.0.insert(Pid::from_child(&child).as_raw_nonzero().get());
+        Ok(child)
+    }
+
+    /// Waits for one that has exited or was killed. Until then its number is its own, so nobody else is killed for it.
+    fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
+        let pid = Pid::from_child(child).as_raw_nonzero().get();
+        let mut running = self.lock();
+        running.0.remove(&pid);
+        child.wait()
+    }
+
+    /// Kills all there are, and lets no more begin.
+    fn end(&self) {
+        let mut running = self.lock();
+        running.1 = true;
+        for pid in running.0.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            let _gone = kill_process_group(pid, Signal::KILL);
         }
     }
 }
@@ -192,11 +234,13 @@ struct Lanes {
     senders: Vec<Option<SyncSender<Job>>>,
     waiting_max: usize,
     alive: mpsc::Sender<()>,
+    children: Arc<Children>,
 }
 
 impl Lanes {
-    fn new(lanes: usize, waiting_max: usize, alive: &mpsc::Sender<()>) -> Self {
-        Self { senders: (0..lanes).map(|_| None).collect(), waiting_max, alive: alive.clone() }
+    fn new(lanes: usize, waiting_max: usize, alive: &mpsc::Sender<()>, children: &Arc<Children>) -> Self {
+        let senders = (0..lanes).map(|_| None).collect();
+        Self { senders, waiting_max, alive: alive.clone(), children: Arc::clone(children) }
     }
 
     /// Whether there was room for it.
@@ -207,9 +251,9 @@ impl Lanes {
             Some(sender) => sender,
             None => {
                 let (sender, jobs) = sync_channel(self.waiting_max);
-                let alive = self.alive.clone();
+                let (alive, children) = (self.alive.clone(), Arc::clone(&self.children));
                 let body = move || {
-                    work(&jobs);
+                    work(&jobs, &children);
                     drop(alive);
                 };
                 if let Err(error) = thread::Builder::new().name("commands".to_owned()).spawn(body) {
@@ -232,11 +276,14 @@ fn lane_of(jail: &str, action: &str) -> usize {
     usize::try_from(hash % 97).unwrap_or(0)
 }
 
-fn work(jobs: &Receiver<Job>) {
+fn work(jobs: &Receiver<Job>, children: &Children) {
     while let Ok(job) = jobs.recv() {
+        if children.lock().1 {
+            return;
+        }
         match &job.purpose {
             Purpose::Act(counts) => {
-                let end = run(&job, Instant::now() + job.timeout);
+                let end = run(&job, Instant::now() + job.timeout, children);
                 counts.run.fetch_add(1, Relaxed);
                 match &end {
                     End::Exited { status, output } if status.success() => {
@@ -258,7 +305,7 @@ fn work(jobs: &Receiver<Job>) {
                 if *until <= Instant::now() {
                     continue;
                 }
-                let end = run(&job, *until);
+                let end = run(&job, *until, children);
                 let ignore = match &end {
                     End::Exited { status, .. } if status.code() == Some(0) => Some(true),
                     End::Exited { status, .. } if status.code() == Some(1) => Some(false),
@@ -299,11 +346,11 @@ impl fmt::Display for End {
 }
 
 /// Runs it until it exits or the time is over.
-fn run(job: &Job, deadline: Instant) -> End {
-    try_run(job, deadline).unwrap_or_else(End::NotRun)
+fn run(job: &Job, deadline: Instant, children: &Children) -> End {
+    try_run(job, deadline, children).unwrap_or_else(End::NotRun)
 }
 
-fn try_run(job: &Job, deadline: Instant) -> io::Result<End> {
+fn try_run(job: &Job, deadline: Instant, children: &Children) -> io::Result<End> {
     let mut command = match &job.command {
         CommandLine::Program(parts) => {
             let mut parts = parts.iter();
@@ -327,7 +374,7 @@ fn try_run(job: &Job, deadline: Instant) -> io::Result<End> {
         .stdout(write_end.try_clone()?)
         .stderr(write_end)
         .process_group(0);
-    let mut child = command.spawn()?;
+    let mut child = children.spawn(&mut command)?;
     // Closes this process's write ends, so that the pipe ends with the child.
     drop(command);
     let pid = Pid::from_child(&child);
@@ -337,7 +384,7 @@ fn try_run(job: &Job, deadline: Instant) -> io::Result<End> {
         // The group may be gone already.
         let _gone = kill_process_group(pid, Signal::KILL);
     }
-    let status = child.wait()?;
+    let status = children.reap(&mut child)?;
     let output = String::from_utf8_lossy(&kept).trim_end().to_owned();
     Ok(if exited? { End::Exited { status, output } } else { End::TimedOut { output } })
 }
