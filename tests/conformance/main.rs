@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod dialect;
+mod escalation;
 mod incumbent;
 mod jails;
 mod python;
