@@ -11,8 +11,11 @@ use std::{
 use blocker::{
     config,
     filter::{
-        Clock, Dialect, Filter, FilterSpec, Pattern, Place, SourceMatcher, Verdict,
-        lint::{self, Safety},
+        Clock, Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict,
+        lint::{
+            self, Safety,
+            mutate::{Mutation, Mutator},
+        },
     },
 };
 
@@ -33,7 +36,68 @@ fn every_shipped_filter_is_proven_safe() {
         let proofs = lint::lint(&spec, lint::PRODUCT_STATES_MAX);
         found.extend(proofs.into_iter().filter(|proof| proof.safety != Safety::Safe));
     }
-    assert!(found.is_empty(), "{found:#?}");
+    let named: Vec<_> = found.iter().map(|proof| (&proof.at, proof.safety, &proof.witness)).collect();
+    assert!(found.is_empty(), "{named:#?}");
+}
+
+/// Mutants of each shipped filter; `cargo xtask fuzz mutants` tries many more.
+const MUTANTS: u64 = 400;
+
+fn mutated(spec: &FilterSpec, seed: u64, count: u64) -> Mutation {
+    let filter = Arc::new(Filter::compile(spec.clone()).unwrap_or_else(|error| panic!("{error}")));
+    Mutator::new(spec, filter, &[]).run(seed, count)
+}
+
+#[test]
+fn no_mutant_of_a_shipped_filters_sample_blames_whom_its_author_planted() {
+    let mut fields = 0;
+    for spec in shipped() {
+        let mutation = mutated(&spec, 1, MUTANTS);
+        assert_eq!(mutation.forged, None, "{}", spec.name);
+        fields += mutation.fields;
+    }
+    assert!(fields > 100, "{fields}");
+}
+
+#[test]
+fn mutants_forge_what_can_be_forged() {
+    let sample = |line: &str, host: Option<&str>| Sample {
+        line: line.to_owned(),
+        host: host.map(str::to_owned),
+        at: Place::default(),
+    };
+    const LINE: &str = "Nov 24 02:47:40 web door[1]: knock of bob by 203.0.113.9 (front)";
+    for (pattern, line, forged, claimed) in [
+        ("knock of .*? by <ADDR>", LINE, true, true),
+        // The last address wins, and the daemon writes it.
+        ("knock of .* by <ADDR>", LINE, false, false),
+        (r"door\[1\]: knock of .*? by <ADDR> .*$", LINE, true, true),
+        (r"door\[1\]: knock of .* by <ADDR> \(front\)$", LINE, false, false),
+        (r"door\[1\]: knock of \S+ by <ADDR>", LINE, false, true),
+        (
+            r#"^ "(?:[^"\\]|\\.)*" knocks by <ADDR> "#,
+            r#"2026-11-24 02:47:40 "bob" knocks by 203.0.113.9 "#,
+            false,
+            false,
+        ),
+    ] {
+        let mut spec = spec(Dialect::Native, &[pattern]);
+        spec.samples = vec![
+            sample(line, Some("203.0.113.9")),
+            sample("Nov 24 02:47:40 web door[1]: greeting of bob by 203.0.113.9 (front)", None),
+        ];
+        let mutation = mutated(&spec, 7, 4_000);
+        assert_eq!(mutation.forged.is_some(), forged, "{pattern} {mutation:?}");
+        assert_eq!(mutation.claimed.is_some(), claimed, "{pattern} {mutation:?}");
+        assert_eq!(mutation, mutated(&spec, 7, 4_000), "{pattern}");
+        if let Some(forgery) = mutation.forged.or(mutation.claimed) {
+            let filter = Arc::new(Filter::compile(spec).unwrap());
+            let mut found = None;
+            SourceMatcher::new(vec![filter])
+                .scan(forgery.line.as_bytes(), Clock::default(), |line| found = line.verdict(0));
+            assert_eq!(found, Some(Verdict::Blame(forgery.planted)), "{forgery:?}");
+        }
+    }
 }
 
 fn spec(dialect: Dialect, patterns: &[&str]) -> FilterSpec {
@@ -199,7 +263,7 @@ fn a_filter_of_fail2bans_is_tried_out_with_its_options() {
 fn lint_says_what_it_found_to_people_and_to_programs() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("door.toml");
-    fs::write(&file, "failregex = ['^knock of .* by <ADDR>']\n").unwrap();
+    fs::write(&file, "failregex = ['^knock of .*? by <ADDR>']\n").unwrap();
     let file = file.to_str().unwrap();
     let (code, printed) = blocker(&["lint", file], "");
     assert_eq!(code, 1);
@@ -211,4 +275,10 @@ fn lint_says_what_it_found_to_people_and_to_programs() {
     assert_eq!(report["safety"], "UNSAFE");
     assert_eq!(report["proofs"][0]["witness"]["readings"].as_array().map(Vec::len), Some(2));
     assert_eq!(blocker(&["lint", "sshd"], "").0, 0);
+    let log = folder.path().join("log");
+    fs::write(&log, "knock of bob by 203.0.113.9\n").unwrap();
+    let (code, printed) = blocker(&["lint", file, "--states", "1", "--mutate", log.to_str().unwrap()], "");
+    assert_eq!(code, 1);
+    assert!(printed.contains("FORGED    ") && printed.contains("UNPROVEN  "), "{printed}");
+    assert_eq!(blocker(&["lint", file, "--mutate", "/no/such/log"], "").0, 66);
 }

@@ -1,26 +1,72 @@
 //! `blocker filter lint`: the proof of a filter, as people and programs read it.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{
+    fs::File,
+    io::{self, BufRead as _, BufReader},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 
+use super::{complain, exit, say, show};
 use crate::{
-    cli::{say, show},
     config::place_text,
     filter::{
-        FilterSpec,
-        lint::{self, Proof, Safety},
+        Filter, FilterSpec,
+        lint::{
+            self, Note, Proof, Safety,
+            mutate::{Forgery, Mutation, Mutator},
+        },
     },
 };
 
+/// Lines of a log that are mutated at most.
+const LINES_MAX: usize = 10_000;
+
+/// Mutation, as it was asked for.
+pub(super) struct Mutate<'a> {
+    /// A log whose lines are mutated beside the samples.
+    pub(super) file: Option<&'a Path>,
+    pub(super) count: u64,
+    pub(super) seed: u64,
+}
+
 /// Proves `spec` and prints what came of it; fails when it is unsafe.
-pub(super) fn lint_filter(spec: &FilterSpec, states: usize, as_json: bool) -> ExitCode {
+pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>, as_json: bool) -> ExitCode {
+    let filter = match Filter::compile(spec.clone()) {
+        Ok(filter) => Arc::new(filter),
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::from(exit::CONFIG);
+        }
+    };
+    let mut mutation = None;
+    if let Some(mutate) = mutate {
+        match mutate.file.map(lines_of).transpose() {
+            Ok(lines) => {
+                let mut mutator = Mutator::new(spec, filter, &lines.unwrap_or_default());
+                mutation = Some(mutator.run(mutate.seed, mutate.count));
+            }
+            Err(why) => {
+                complain(&why);
+                return ExitCode::from(exit::NO_INPUT);
+            }
+        }
+    }
     let proofs = lint::lint(spec, states);
     let worst = proofs.iter().map(|proof| proof.safety).max().unwrap_or(Safety::Safe);
+    let notes = lint::notes(spec);
     if as_json {
         let proofs: Vec<Value> = proofs.iter().map(proof_json).collect();
-        say(&format!("{:#}\n", json!({ "filter": spec.name, "safety": worst.name(), "proofs": proofs })));
+        let mut out = json!({ "filter": spec.name, "safety": worst.name(), "proofs": proofs });
+        out["notes"] = notes.iter().map(note_json).collect();
+        if let Some(mutation) = &mutation {
+            out["mutation"] = mutation_json(mutation);
+        }
+        say(&format!("{out:#}\n"));
     } else {
         for proof in &proofs {
             // Two patterns that have nothing in common are no news.
@@ -28,9 +74,62 @@ pub(super) fn lint_filter(spec: &FilterSpec, states: usize, as_json: bool) -> Ex
                 say(&proof_text(proof));
             }
         }
+        for note in &notes {
+            say(&format!("note      {}: {}\n", place_text(&note.at), show::clean(&note.what)));
+        }
+        if let Some(mutation) = &mutation {
+            say(&mutation_text(mutation));
+        }
         say(&format!("{}: {}\n", show::clean(&spec.name), worst.name()));
     }
-    if worst == Safety::Unsafe { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let is_forged = mutation.is_some_and(|mutation| mutation.forged.is_some());
+    if worst == Safety::Unsafe || is_forged { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The first lines of a log.
+fn lines_of(path: &Path) -> Result<Vec<String>, String> {
+    let error =
+        |error: io::Error| format!("{}: {error}; give a file of log lines that can be read", path.display());
+    let mut lines = Vec::new();
+    for line in BufReader::new(File::open(path).map_err(error)?).split(b'\n').take(LINES_MAX) {
+        lines.push(String::from_utf8_lossy(&line.map_err(error)?).trim_end_matches('\r').to_owned());
+    }
+    Ok(lines)
+}
+
+fn note_json(note: &Note) -> Value {
+    json!({ "file": note.at.path.display().to_string(), "line": note.at.line, "what": note.what })
+}
+
+fn mutation_text(mutation: &Mutation) -> String {
+    let Mutation { mutants, fields, lost, forged, claimed } = mutation;
+    let mut text = format!("{mutants} mutants of {fields} places, {lost} of them no failures any more\n");
+    if let Some(forgery) = forged {
+        text += &format!("FORGED    {}: {}\n", place_text(&forgery.at), show::clean(&forgery.line));
+        text += &format!("          blames {}, which was planted\n", forgery.planted);
+    }
+    if let Some(forgery) = claimed {
+        text += &format!("note      {}: {}\n", place_text(&forgery.at), show::clean(&forgery.line));
+        text += &format!(
+            "          would blame {}, which was planted; the pattern claims that the daemon writes no such line\n",
+            forgery.planted
+        );
+    }
+    text
+}
+
+fn mutation_json(mutation: &Mutation) -> Value {
+    let forgery = |forgery: &Forgery| {
+        let file = forgery.at.path.display().to_string();
+        json!({ "file": file, "line": forgery.at.line, "text": forgery.line, "planted": forgery.planted })
+    };
+    json!({
+        "mutants": mutation.mutants,
+        "fields": mutation.fields,
+        "lost": mutation.lost,
+        "forged": mutation.forged.as_ref().map(forgery),
+        "claimed": mutation.claimed.as_ref().map(forgery),
+    })
 }
 
 fn proof_text(proof: &Proof) -> String {

@@ -38,13 +38,24 @@ pub(super) enum FilterVerb {
     },
     /// Proves that no line can be read in two ways, so that no log text chooses the banned address.
     ///
-    /// Exit code 0 when every pattern is SAFE or UNPROVEN, 1 when one is UNSAFE, 78 when the filter cannot be used.
+    /// Exit code 0 when every pattern is SAFE or UNPROVEN, 1 when one is UNSAFE, 66 when FILE cannot be read, 78 when the
+    /// filter cannot be used.
     Lint {
         #[command(flatten)]
         filter: FilterArgs,
         /// States that one proof may look at before it counts as unproven.
         #[arg(long, value_name = "N", default_value_t = PRODUCT_STATES_MAX)]
         states: usize,
+        /// Also write an attacker's text into the filter's samples, and into the lines of FILE, and see whether it is
+        /// ever blamed; exit code 1 if so.
+        #[arg(long, value_name = "FILE", num_args = 0..=1)]
+        mutate: Option<Option<PathBuf>>,
+        /// How many such lines.
+        #[arg(long, value_name = "N", default_value_t = 100_000)]
+        mutants: u64,
+        /// What they follow from.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
     },
 }
 
@@ -77,7 +88,14 @@ pub(super) fn run(verb: &FilterVerb, as_json: bool) -> ExitCode {
         }
     };
     match verb {
-        FilterVerb::Lint { states, .. } => lint::lint_filter(&spec, *states, as_json),
+        FilterVerb::Lint { states, mutate, mutants, seed, .. } => {
+            let mutate = mutate.as_ref().map(|file| lint::Mutate {
+                file: file.as_deref(),
+                count: *mutants,
+                seed: *seed,
+            });
+            lint::run(&spec, *states, mutate.as_ref(), as_json)
+        }
         FilterVerb::Test { log, show, ignoreregex, .. } => {
             let mut spec = spec;
             spec.ignoreregex.extend(ignoreregex.iter().map(|text| pattern(text)));

@@ -17,6 +17,8 @@
 //! | `shape` | a filter's patterns as expressions |
 //! | `nfa` | an expression as an automaton |
 //! | `product` | two automata on one text |
+//! | `notes` | what is no matter of proof |
+//! | `mutate` | samples with an attacker's text in them |
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, net::IpAddr, ops::Range};
@@ -27,7 +29,9 @@ use super::{FilterSpec, Place, pattern::whole_address};
 
 mod address;
 mod alphabet;
+pub mod mutate;
 mod nfa;
+mod notes;
 #[cfg(test)]
 mod oracle;
 mod product;
@@ -35,6 +39,7 @@ mod shape;
 
 use alphabet::Alphabet;
 use nfa::Nfa;
+pub use notes::{Note, notes};
 use product::{Candidate, Outcome};
 use shape::Shape;
 

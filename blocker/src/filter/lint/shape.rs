@@ -41,6 +41,14 @@ const HOST: &str = "host";
 /// The group of a prefregex that the failregexes see.
 const CONTENT: &str = "content";
 
+/// One pattern of `spec` by itself, with nothing grouped but what holds the address.
+pub(super) fn expression(spec: &FilterSpec, pattern: &Pattern) -> Result<Hir, Refusal> {
+    if spec.prefregex.is_some() {
+        return shape(spec, pattern).map(|shape| shape.hir);
+    }
+    parse(pattern, spec).map(|(hir, _)| hir)
+}
+
 /// The shape of one failregex of `spec`.
 pub(super) fn shape(spec: &FilterSpec, pattern: &Pattern) -> Result<Shape, Refusal> {
     if spec.fail2ban.maxlines > 1 {
