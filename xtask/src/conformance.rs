@@ -82,6 +82,11 @@ pub fn run(fail2ban: Option<&Path>, json: bool) -> Result<()> {
         .env(RECORD, &record);
     if let Some(tree) = fail2ban {
         let tree: PathBuf = fs::canonicalize(tree).with_context(|| format!("find {}", tree.display()))?;
+        for folder in ["config/filter.d", "fail2ban/tests/files/logs"] {
+            if !tree.join(folder).is_dir() {
+                bail!("{} is no source tree of fail2ban: it has no {folder}", tree.display());
+            }
+        }
         command.env(TREE, tree);
     }
     let output = command.output().with_context(|| format!("start {}", lab::shown(&command)))?;

@@ -191,7 +191,7 @@ impl Rules {
         let mut facts = Facts::default();
         let matched = self.matched(state, text, pattern, &groups)?;
         pattern.facts(text, &groups, &mut facts);
-        pattern.clear(&mut outer);
+        pattern.clear(&mut outer, facts.id().is_some());
         outer.update(facts);
         let mut facts = outer;
         match facts.text("mlfid").map(str::to_owned) {

@@ -33,7 +33,12 @@ pub(super) struct Compiled {
     tuples: Vec<(usize, Arc<str>)>,
     /// The groups of lines that `<SKIPLINES>` passed over.
     pub(super) skips: Vec<usize>,
+    /// It says that a dot and a port follow the address, as in `192.0.2.1.50550`.
+    dotted_port: bool,
 }
+
+/// How a pattern says so.
+const DOTTED_PORTS: [&str; 3] = [r"<ADDR>\.\d", r"<HOST>\.\d", r"<IP4>\.\d"];
 
 impl Compiled {
     pub(super) fn new(pattern: &Pattern, options: Imported) -> Result<Self, FilterError> {
@@ -65,7 +70,8 @@ impl Compiled {
             [only] => Some(Finder::new(only).into_owned()),
             _ => None,
         });
-        Ok(Self { regexp, literals, finder, names, alternates, tuples, skips })
+        let dotted_port = DOTTED_PORTS.iter().any(|tag| pattern.text.contains(tag));
+        Ok(Self { regexp, literals, finder, names, alternates, tuples, skips, dotted_port })
     }
 
     /// Whether some group can name who failed.
@@ -113,9 +119,10 @@ impl Compiled {
         text.get(groups.get(*number)?.clone()?).filter(|content| !content.is_empty())
     }
 
-    /// Takes out whatever the pattern has a group for: what it did not capture is not there.
-    pub(super) fn clear(&self, facts: &mut Facts) {
-        for (_, name) in &self.names {
+    /// Takes out whatever the pattern has a group for: what it did not capture is not there. Only who failed stays, if
+    /// it `names` nobody itself: fail2ban 1.0 would forget the address that the prefix of the line gave, 1.1 does not.
+    pub(super) fn clear(&self, facts: &mut Facts, names: bool) {
+        for (_, name) in self.names.iter().filter(|(_, name)| names || !IDENTIFYING.contains(&&**name)) {
             facts.groups.remove(name);
             facts.addresses.remove(name);
         }
@@ -128,7 +135,7 @@ impl Compiled {
             let Some(captured) = span(number).and_then(|span| text.get(span)) else { return };
             if IDENTIFYING.contains(&&**name) {
                 let end = span(0).map_or(text.len(), |whole| whole.end);
-                match span(number).and_then(|span| address(text, span, end)) {
+                match span(number).and_then(|span| address(text, span, end, self.dotted_port)) {
                     Some(address) => facts.addresses.insert(Arc::clone(name), address),
                     None => facts.addresses.remove(name),
                 };
@@ -163,10 +170,13 @@ impl Compiled {
 const PORT_DIGITS_MAX: usize = 5;
 
 /// The address at `span`, if it is a whole token, or the match, which ends at `end`, goes on with its port: in
-/// `2001:db8::1:443` only the pattern knows where the address ends.
-fn address(text: &str, span: Range<usize>, end: usize) -> Option<IpAddr> {
+/// `2001:db8::1:443` only the pattern knows where the address ends. So it does with a `dotted` port, which otherwise
+/// would make another word of it.
+fn address(text: &str, span: Range<usize>, end: usize, dotted: bool) -> Option<IpAddr> {
     whole_address(text, span.clone()).or_else(|| {
-        let behind = text.get(span.end..end)?.strip_prefix([':', '-'])?;
+        let behind = text.get(span.end..end)?;
+        let behind =
+            behind.strip_prefix([':', '-']).or_else(|| behind.strip_prefix('.').filter(|_| dotted))?;
         let digits = behind.bytes().take_while(u8::is_ascii_digit).count();
         let mut rest = text.get(span.end + 1 + digits..)?.chars();
         let in_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
@@ -198,22 +208,26 @@ mod tests {
 
     #[test]
     fn an_address_ends_at_its_port_where_the_pattern_says_so() {
-        for (text, token, consumed, whole) in [
-            ("x 2001:db8::1:443 y", "2001:db8::1", ":443 y", true),
-            ("x 2001:db8::1:443 y", "2001:db8::1", "", false),
-            ("x 2001:db8::1:443", "2001:db8::1", ":443", true),
-            ("x 2001:db8::1:443:5", "2001:db8::1", ":443", false),
-            ("x 1.2.3.4:443: y", "1.2.3.4", ":443: y", true),
-            ("x 1.2.3.4-443;y", "1.2.3.4", "-443;", true),
-            ("x 1.2.3.4-443.example", "1.2.3.4", "-443.", false),
-            ("x 1.2.3.4-x", "1.2.3.4", "-x", false),
-            ("x 1.2.3.4.5", "1.2.3.4", ".5", false),
-            ("x 11.2.3.4:443 y", "1.2.3.4", ":443 y", false),
-            ("x 1.2.3.4:443123 y", "1.2.3.4", ":443123 y", false),
+        for (text, token, consumed, dotted, whole) in [
+            ("x 2001:db8::1:443 y", "2001:db8::1", ":443 y", false, true),
+            ("x 2001:db8::1:443 y", "2001:db8::1", "", false, false),
+            ("x 2001:db8::1:443", "2001:db8::1", ":443", false, true),
+            ("x 2001:db8::1:443:5", "2001:db8::1", ":443", false, false),
+            ("x 1.2.3.4:443: y", "1.2.3.4", ":443: y", false, true),
+            ("x 1.2.3.4-443;y", "1.2.3.4", "-443;", false, true),
+            ("x 1.2.3.4-443.example", "1.2.3.4", "-443.", false, false),
+            ("x 1.2.3.4-x", "1.2.3.4", "-x", false, false),
+            ("x 1.2.3.4.5", "1.2.3.4", ".5", false, false),
+            ("x 1.2.3.4.50550 y", "1.2.3.4", ".50550 y", true, true),
+            ("x 1.2.3.4.50550 y", "1.2.3.4", ".50550 y", false, false),
+            ("x 1.2.3.4.5.6 y", "1.2.3.4", ".5.6 y", true, false),
+            ("x 11.2.3.4:443 y", "1.2.3.4", ":443 y", false, false),
+            ("x 1.2.3.4:443123 y", "1.2.3.4", ":443123 y", false, false),
         ] {
             let start = text.find(token).unwrap();
             let end = start + token.len();
-            assert_eq!(address(text, start..end, end + consumed.len()).is_some(), whole, "{text} {consumed}");
+            let found = address(text, start..end, end + consumed.len(), dotted);
+            assert_eq!(found.is_some(), whole, "{text} {consumed}");
         }
     }
 }
