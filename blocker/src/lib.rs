@@ -5,7 +5,8 @@
 //! A [`source`] yields blocks of whole lines. The [`agent`] stamps the time on them and hands them to the [`engine`],
 //! which asks the [`filter`]s whether a line is a failure and whose, counts it ([`detect`]), and when there are enough
 //! opens a ban in the [`ledger`]. It says what is to be done as [`engine::Command`]s; the agent carries them out: the
-//! [`store`] first, then the [`enforce`]r, then whoever asked is answered.
+//! [`store`] first, then the [`enforce`]r, then whoever asked is answered, and what a jail has run is queued for threads
+//! beside the loop.
 //!
 //! # The journey of a packet
 //!
@@ -35,6 +36,8 @@
 //!    ban (`no_life_bans_the_allowlisted_and_equal_lives_are_equal`,
 //!    `prefixes_of_every_length_nest_and_the_allowlist_passes_inside`).
 //! 5. What is reported is what the kernel holds, read back (`bans_are_listed_as_asked_and_drop_what_they_cover`).
+//! 6. No command of an operator comes before the kernel or delays a ban, and what a log says reaches it as a value only
+//!    (`a_hanging_failing_or_flooding_action_delays_no_ban`, `values_reach_a_command_by_its_environment_only`).
 //!
 //! Not held yet: that no untrusted byte is parsed by a process with a capability. The agent is one process.
 

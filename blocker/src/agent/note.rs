@@ -1,0 +1,46 @@
+//! The agent's own log, in the words fail2ban's users grep for.
+#![forbid(unsafe_code)]
+
+use tracing::{error, info, warn};
+
+use super::report;
+use crate::engine::{Event, Request};
+
+/// Writes down an event.
+pub(super) fn note(event: &Event) {
+    match event {
+        Event::Failure { jail, address, count, maxretry } => {
+            info!("[{jail}] Found {address} ({count}/{maxretry})");
+        }
+        Event::Allowlisted { jail, address } => info!("[{jail}] Ignore {address} (allowlisted)"),
+        Event::NoAddress { jail } => warn!("[{jail}] a failure without a usable address; nobody is blamed"),
+        Event::Banned(ban) if ban.count > 1 => {
+            info!("[{}] Ban {} (number {})", report::origin(&ban.origin), ban.prefix, ban.count);
+        }
+        Event::Banned(ban) => info!("[{}] Ban {}", report::origin(&ban.origin), ban.prefix),
+        Event::WouldBan(ban) => {
+            info!("[{}] would ban {}, and only observes", report::origin(&ban.origin), ban.prefix);
+        }
+        Event::Ignored { jail, address } => info!("[{jail}] Ignore {address} (by its ignorecommand)"),
+        Event::Unanswered { jail, address } => {
+            warn!("[{jail}] no answer of its ignorecommand about {address}: it is banned");
+        }
+        Event::Unbanned { prefix, why } => info!("Unban {prefix} ({})", report::ending(*why)),
+        Event::Spared { prefix, allowed } => {
+            warn!("not banned: {prefix} would cover {allowed}, which is protected");
+        }
+        Event::GaveWay { prefix } => warn!("the ban table is full: {prefix}, soonest to expire, gave way"),
+        Event::TableFull { prefix } => error!("the ban table is full of manual bans: {prefix} is not banned"),
+    }
+}
+
+/// A request, as it is asked.
+pub(super) fn shown(request: &Request) -> String {
+    match request {
+        Request::Ban { prefix, bantime, .. } => format!("ban {prefix} for {bantime}"),
+        Request::Unban { prefix } => format!("unban {prefix}"),
+        Request::Allow { prefix } => format!("allow {prefix}"),
+        Request::Disallow { prefix } => format!("disallow {prefix}"),
+        Request::Flush => "flush".to_owned(),
+    }
+}
