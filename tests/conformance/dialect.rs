@@ -48,7 +48,10 @@ struct Job<'a> {
 
 /// A match as the oracle tells it: pattern, text, span and groups, in characters.
 #[derive(Deserialize)]
-struct Matched(usize, usize, (usize, usize), BTreeMap<String, (usize, usize)>);
+struct Matched(usize, usize, Span, Groups);
+
+type Span = (usize, usize);
+type Groups = BTreeMap<String, Span>;
 
 #[derive(Deserialize)]
 struct Answer {
@@ -91,12 +94,11 @@ fn patterns_match_what_pythons_do() {
             let chars = |bytes: usize| text[..bytes].chars().count();
             // Ours takes the last line break with it where Python's `$` only looks at it; nothing depends on that.
             let to = chars(text.trim_end_matches('\n').len());
-            let found = expression.find(text).map(|found| {
+            let found: Option<(Span, Groups)> = expression.find(text).map(|found| {
                 let span = (chars(found.span.start), chars(found.span.end).min(to));
                 let groups = found.groups.into_iter();
                 (span, groups.map(|(name, span)| (name, (chars(span.start), chars(span.end)))).collect())
             });
-            let found: Option<((usize, usize), BTreeMap<String, (usize, usize)>)> = found;
             let wanted = wanted
                 .get(&(at, number))
                 .map(|((start, end), groups)| ((*start, (*end).min(to)), (*groups).clone()));
