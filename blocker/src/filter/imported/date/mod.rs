@@ -18,7 +18,7 @@ mod template;
 mod zone;
 
 pub(in crate::filter) use fields::zone_of;
-use template::{Hit, Template};
+use template::{Hit, Reading, Template};
 
 use crate::time::Timestamp;
 
@@ -174,6 +174,19 @@ pub(in crate::filter) struct Detector {
     last: Option<usize>,
     place: LastPlace,
     first_unused: usize,
+    read: Option<LastRead>,
+}
+
+/// The last date that was read: in a busy log the next line has the same.
+#[derive(Debug)]
+struct LastRead {
+    template: Arc<Template>,
+    text: String,
+    /// What is unsaid in it depends on these.
+    now_secs: i64,
+    zone: TimeZone,
+    /// Counted from the start of the text.
+    reading: Reading,
 }
 
 impl Detector {
@@ -191,17 +204,18 @@ impl Detector {
             last: None,
             place: LastPlace { span: 1..usize::MAX, before: None, first: None, last: None, behind: None },
             first_unused: 0,
+            read: None,
         }
     }
 
     /// The date of `line`, if it has one.
     pub(in crate::filter) fn find(&mut self, line: &str, zone: &TimeZone, now: Timestamp) -> Option<Found> {
-        let (index, hit) = self.search(line)?;
+        let (index, hit, searched) = self.search(line)?;
+        let reading = self.read(searched, index, &hit, zone, now)?;
         let slot = &mut self.slots[index];
         slot.wins = slot.wins.saturating_add(1);
         slot.last_win = Some(now);
         slot.distance = hit.span.start;
-        let at = slot.template.instant(line, &hit, zone, now);
         if self.first_unused == index {
             self.first_unused += 1;
         }
@@ -213,29 +227,61 @@ impl Detector {
             span: hit.span,
         };
         self.last = Some(if index > 0 && self.last != Some(index) { self.move_up(index) } else { index });
-        Some(Found { cut: hit.cut, at })
+        Some(Found { cut: reading.cut, at: reading.at })
     }
 
-    /// The winner among the forms that match `line`.
-    fn search(&mut self, line: &str) -> Option<(usize, Hit)> {
-        let mut reserve: Option<(usize, Hit)> = None;
+    /// What the date says that a template found.
+    fn read(
+        &mut self,
+        line: &str,
+        index: usize,
+        hit: &Hit,
+        zone: &TimeZone,
+        now: Timestamp,
+    ) -> Option<Reading> {
+        let template = &self.slots.get(index)?.template;
+        let (text, from) = (line.get(hit.span.clone())?, hit.span.start);
+        if let Some(last) = &self.read
+            && Arc::ptr_eq(&last.template, template)
+            && last.text == text
+            && last.now_secs == now.as_secs()
+            && last.zone == *zone
+        {
+            let cut = &last.reading.cut;
+            return Some(Reading { cut: cut.start + from..cut.end + from, at: last.reading.at });
+        }
+        let reading = template.read(line, hit, zone, now)?;
+        let relative = |at: usize| at.checked_sub(from);
+        self.read = relative(reading.cut.start).zip(relative(reading.cut.end)).map(|(start, end)| LastRead {
+            template: Arc::clone(template),
+            text: text.to_owned(),
+            now_secs: now.as_secs(),
+            zone: zone.clone(),
+            reading: Reading { cut: start..end, at: reading.at },
+        });
+        Some(reading)
+    }
+
+    /// The winner among the forms that match `line`, its match, and the part of the line that it was found in.
+    fn search<'l>(&mut self, line: &'l str) -> Option<(usize, Hit, &'l str)> {
+        let mut reserve: Option<(usize, Hit, &str)> = None;
         let mut tried = None;
         if let Some(last) = self.last {
             let single = self.slots.len() == 1;
             let (anchored, same_place) = (self.slots[last].template.anchored, self.same_place(line));
-            let hit =
-                match line.get(..self.place.span.end.min(line.len())).filter(|_| !anchored && same_place) {
-                    Some(part) => self.slots[last].find(part, self.place.span.start),
-                    None => {
-                        tried = Some(last);
-                        self.slots[last].find(line, 0)
-                    }
-                };
-            if let Some(hit) = hit {
-                if single || anchored || hit.span == self.place.span {
-                    return Some((last, hit));
+            let part = line.get(..self.place.span.end.min(line.len())).filter(|_| !anchored && same_place);
+            let (searched, start) = match part {
+                Some(part) => (part, self.place.span.start),
+                None => {
+                    tried = Some(last);
+                    (line, 0)
                 }
-                reserve = Some((last, hit));
+            };
+            if let Some(hit) = self.slots[last].find(searched, start) {
+                if single || anchored || hit.span == self.place.span {
+                    return Some((last, hit, searched));
+                }
+                reserve = Some((last, hit, searched));
             }
         }
         for index in 0..self.slots.len() {
@@ -250,11 +296,11 @@ impl Detector {
                 || next_unused.is_none()
                 || (start == 0 && slot.wins > 0 && next_unused == Some(true));
             if settled || (start <= slot.distance && start <= self.place.span.start) {
-                return Some((index, hit));
+                return Some((index, hit, line));
             }
             // Farther right than before: perhaps a date inside the message.
-            if reserve.as_ref().is_none_or(|(_, kept)| start < kept.span.start) {
-                reserve = Some((index, hit));
+            if reserve.as_ref().is_none_or(|(_, kept, _)| start < kept.span.start) {
+                reserve = Some((index, hit, line));
             }
         }
         reserve

@@ -63,10 +63,18 @@ type Expression = (Regexp, Vec<(usize, char)>);
 pub(super) struct Hit {
     /// The whole match.
     pub(super) span: Range<usize>,
+    /// Where the search began.
+    start: usize,
+    variant: usize,
+}
+
+/// What a date that was found says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
     /// What is cut out of the line.
     pub(super) cut: Range<usize>,
-    groups: Groups,
-    variant: usize,
+    /// The instant; `None` when the text has the form and names none.
+    pub(super) at: Option<Timestamp>,
 }
 
 /// What is wrong with a pattern.
@@ -205,16 +213,15 @@ impl Template {
             self.expressions.iter().filter_map(|expression| compile(expression).ok()).collect()
         });
         let hits = compiled.iter().enumerate().filter_map(|(variant, (regexp, _))| {
-            let Search::Found(groups) = regexp.search(line, start) else { return None };
-            let span = groups.first().cloned().flatten()?;
-            let cut = groups.get(1).cloned().flatten()?;
             // The forms of an epoch differ in what stands before it, which is no part of the match.
             let span = if compiled.len() > 1 && matches!(self.kind, Kind::Epoch { .. }) {
-                cut.start..span.end
+                let Search::Found(groups) = regexp.search(line, start) else { return None };
+                groups.get(1).cloned().flatten()?.start..groups.first().cloned().flatten()?.end
             } else {
+                let Search::Found(span) = regexp.find(line, start) else { return None };
                 span
             };
-            Some(Hit { span, cut, groups, variant })
+            Some(Hit { span, start, variant })
         });
         hits.min_by_key(|hit| hit.span.start)
     }
@@ -226,18 +233,25 @@ impl Template {
             .get_or_init(|| self.expressions.iter().all(|e| edge::cut_before_non_word(e)))
     }
 
-    /// The instant that a match names.
-    pub(super) fn instant(
+    /// What a match says. `line` is what was searched.
+    pub(super) fn read(&self, line: &str, hit: &Hit, zone: &TimeZone, now: Timestamp) -> Option<Reading> {
+        let (regexp, letters) = self.compiled.get()?.get(hit.variant)?;
+        let Search::Found(groups) = regexp.search(line, hit.start) else { return None };
+        let cut = groups.get(1).cloned().flatten()?;
+        Some(Reading { at: self.instant(line, &groups, letters, zone, now), cut })
+    }
+
+    fn instant(
         &self,
         line: &str,
-        hit: &Hit,
+        groups: &Groups,
+        letters: &[(usize, char)],
         zone: &TimeZone,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let text = |group: usize| line.get(hit.groups.get(group).cloned().flatten()?);
+        let text = |group: usize| line.get(groups.get(group).cloned().flatten()?);
         match self.kind {
             Kind::Fields => {
-                let (_, letters) = self.compiled.get()?.get(hit.variant)?;
                 let parts: Vec<(char, &str)> =
                     letters.iter().filter_map(|(group, letter)| Some((*letter, text(*group)?))).collect();
                 fields::instant(&parts, zone, now)
