@@ -248,6 +248,7 @@ fn what_cannot_be_carried_over_is_a_warning_and_takes_its_own_jail_at_most() {
             "the journal is not read yet; the files of `logpath` are",
         ),
         ("backend = systemd\nlogpath =", "", &[], "have rsyslog or the daemon write a file"),
+        ("logpath = /var/log/*/a.log", "", &["django-auth"], ""),
         ("filter = absent", "", &[], "there is no filter file"),
         ("filter = ../../etc/x", "", &[], "cannot be the name of a filter"),
         ("logpath = relative.log", "", &[], "this is no absolute path"),
@@ -326,6 +327,60 @@ fn layers_override_in_fail2bans_order_and_defaults_reach_every_jail() {
     let paths = ["/var/log/django/auth.log", "/extra/*.log"].map(|path| SourceSpec::File(path.into()));
     assert_eq!(config.policy.sources, paths);
     assert_eq!(config.policy.allow, ["192.0.2.1".parse().unwrap()]);
+}
+
+#[test]
+fn what_import_prints_says_at_the_place_what_it_could_not_carry_over() {
+    let settings = "maxretry = many\nignoreip = 192.0.2.1 host.example\n\
+                    action = iptables[port=ssh, protocol=tcp]\n  mail\n  smtp.py\n";
+    let jail = RECIPE_JAIL.replace("action = iptables-allports\n", settings);
+    let (dir, _) = recipe(&jail, "[Definition]\nfailregex = ^x '<HOST>'$\n");
+    write(
+        dir.path(),
+        "fail2ban/action.d/mail.conf",
+        "[Definition]\nactionban = mail '<ip>'\nactioncheck = true\n",
+    );
+    let run = |arguments: &[&str]| {
+        let command = std::process::Command::new(env!("CARGO_BIN_EXE_blocker"))
+            .arg("import")
+            .arg(dir.path().join("fail2ban"))
+            .args(arguments)
+            .output();
+        command.unwrap()
+    };
+    let printed = String::from_utf8(run(&[]).stdout).unwrap();
+    let lines: Vec<&str> = printed.lines().collect();
+    let before = |line: &str| {
+        let at = lines
+            .iter()
+            .position(|known| known.starts_with(line))
+            .unwrap_or_else(|| panic!("{line}: {printed}"));
+        lines[at - 1]
+    };
+    for (line, says) in [
+        ("maxretry = 5", "jail.local:5:12: \"many\" is not used"),
+        ("ignoreip = ['192.0.2.1']", "\"host.example\" is not an address"),
+        ("actions = ['mail@django-auth']", "# mail@django-auth: actioncheck of it are not run."),
+        ("ban = ", "[action.\"mail@django-auth\"]"),
+    ] {
+        assert!(before(line).contains(says), "{line}: {printed}");
+    }
+    assert!(printed.contains("smtp.py\" is Python code"), "{printed}");
+    assert!(
+        printed.contains("# iptables: bans are blocker's own, on all ports (there: tcp 22)."),
+        "{printed}"
+    );
+    loaded(&write(dir.path(), "printed.toml", &printed));
+    // Into files; and never over what somebody has there.
+    let out = dir.path().join("out");
+    let out = out.to_str().unwrap();
+    assert!(run(&["--out", out]).status.success());
+    loaded(&dir.path().join("out/blocker.toml"));
+    let again = run(&["--out", out]);
+    assert!(
+        !again.status.success()
+            && String::from_utf8_lossy(&again.stderr).contains("name a directory that has none")
+    );
 }
 
 #[test]

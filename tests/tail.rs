@@ -613,6 +613,45 @@ fn one_file_serves_several_sources_and_several_names() {
 }
 
 #[test]
+fn a_pattern_in_a_folders_name_finds_folders_that_appear_later() {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let at = |name: &str| directory.path().join(name);
+    fs::create_dir_all(at("home/anne/logs")).expect("mkdir");
+    append(&at("home/anne/logs/app.log"), "before\n");
+    let mut reader = Reader::open(&at("home/*/logs/*.log"));
+    reader.poll();
+    append(&at("home/anne/logs/app.log"), "one\n");
+    reader.poll();
+    // A folder at once with what is in it, one that grows step by step, and one that another name had.
+    fs::create_dir_all(at("new/logs")).expect("mkdir");
+    append(&at("new/logs/app.log"), "two\n");
+    fs::rename(at("new"), at("home/bert")).expect("rename");
+    reader.poll();
+    fs::create_dir(at("home/carl")).expect("mkdir");
+    reader.poll();
+    fs::create_dir(at("home/carl/logs")).expect("mkdir");
+    reader.poll();
+    append(&at("home/carl/logs/app.log"), "three\n");
+    reader.poll();
+    fs::rename(at("home/anne"), at("home/dora")).expect("rename");
+    append(&at("home/dora/logs/app.log"), "four\n");
+    reader.poll();
+    reader.later(10);
+    append(&at("home/dora/logs/app.log"), "five\n");
+    reader.poll();
+    append(&at("home/dora/logs/.hidden.log"), "no\n");
+    append(&at("home/dora/logs/app.txt"), "no\n");
+    reader.poll();
+    assert_eq!(reader.texts(), ["one", "two", "three", "four", "five"]);
+    // And through a restart, from where it was.
+    let positions = reader.positions();
+    append(&at("home/bert/logs/app.log"), "six\n");
+    let mut again = Reader::new(&[&at("home/*/logs/*.log")], positions, reader.now);
+    again.poll();
+    assert_eq!(again.lines, [(Reading::CatchingUp, "six".to_owned())]);
+}
+
+#[test]
 fn a_pattern_reads_1024_files_and_counts_the_rest() {
     let directory = tempfile::tempdir().expect("a scratch directory");
     for number in 0..1030 {

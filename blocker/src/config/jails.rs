@@ -234,17 +234,9 @@ pub(super) fn is_jail_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@'))
 }
 
-/// Why this path cannot be a log: a pattern in a directory's name is not expanded, only one in the last component.
+/// Why this path cannot be a log.
 pub(super) fn unusable_log(path: &Path) -> Option<&'static str> {
-    let has_glob =
-        |part: &Path| part.as_os_str().as_encoded_bytes().iter().any(|b| matches!(b, b'*' | b'?' | b'['));
-    match (path.parent(), path.file_name()) {
-        (_, None) => Some("this names no file"),
-        (Some(parent), _) if has_glob(parent) => {
-            Some("a pattern may stand in the last part of the path only")
-        }
-        _ => None,
-    }
+    path.file_name().is_none().then_some("this names no file")
 }
 
 /// Files first, then the socket, as sources.

@@ -143,7 +143,7 @@ pub enum Protocol {
 /// Where lines come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceSpec {
-    /// A log file by path; the last component may be a glob pattern (`*`, `?`).
+    /// A log file by path; any component may be a glob pattern (`*`, `?`, `[a-z]`).
     File(PathBuf),
     /// A unix datagram socket that applications write lines to.
     Socket(PathBuf),

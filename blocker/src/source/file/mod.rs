@@ -6,6 +6,7 @@
 //! the positions; what lines mean, nobody here knows.
 #![forbid(unsafe_code)]
 
+mod expand;
 mod glob;
 mod open;
 mod place;
@@ -96,7 +97,7 @@ impl AsFd for FileSource {
 }
 
 impl FileSource {
-    /// Opens what is there. The last component of a path may be a pattern (`*`, `?`, `[a-z]`).
+    /// Opens what is there. Any component of a path may be a pattern (`*`, `?`, `[a-z]`).
     ///
     /// A file without a position is read from its end; with one, from there.
     ///

@@ -19,6 +19,7 @@ use std::{
 };
 
 use super::{
+    expand::Pattern,
     glob, open,
     position::{Position, path_text},
     tail::{Counters, Identity, Tail},
@@ -96,6 +97,8 @@ pub(crate) struct Place {
     pub(crate) id: PlaceId,
     /// Absolute.
     pub(crate) path: PathBuf,
+    /// The same, where it means any number of files.
+    pattern: Option<Pattern>,
     pub(crate) sources: Vec<SourceId>,
     pub(crate) slots: BTreeMap<PathBuf, Slot>,
     /// Look again.
@@ -119,6 +122,7 @@ impl Place {
     pub(crate) fn new(id: PlaceId, path: PathBuf, stored: Vec<Position>) -> Self {
         Self {
             id,
+            pattern: Pattern::of(&path),
             path,
             sources: Vec::new(),
             slots: BTreeMap::new(),
@@ -136,17 +140,15 @@ impl Place {
 
     /// Whether a path may be this place's.
     pub(crate) fn covers(&self, path: &str) -> bool {
-        if !self.is_pattern() {
-            return path == path_text(&self.path);
+        match &self.pattern {
+            None => path == path_text(&self.path),
+            Some(pattern) => pattern.covers(Path::new(path)),
         }
-        let path = Path::new(path);
-        path.parent() == self.path.parent()
-            && glob::matches(name_of(&self.path).as_bytes(), name_of(path).as_bytes())
     }
 
     /// Whether it means any number of files.
     pub(crate) fn is_pattern(&self) -> bool {
-        glob::is_pattern(name_of(&self.path).as_bytes())
+        self.pattern.is_some()
     }
 
     /// Whether it is to be looked at again soon without being told.
@@ -255,7 +257,7 @@ impl Place {
     /// Watches every directory on which the meaning of the path depends, before it is looked up.
     fn watch_directories(&mut self, watch: &mut Watch) {
         for _ in 0..ROUTES_MAX {
-            let mut wanted = open::route(&self.path);
+            let mut wanted = self.pattern.as_ref().map_or_else(|| open::route(&self.path), Pattern::route);
             for path in self.slots.keys().filter(|_| self.is_pattern()) {
                 if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
                     wanted.extend(open::route(path));
@@ -327,28 +329,13 @@ impl Place {
 
     /// The paths that the pattern matches now.
     fn list(&mut self) -> BTreeSet<PathBuf> {
-        if !self.is_pattern() {
-            return BTreeSet::from([self.path.clone()]);
-        }
-        let pattern = name_of(&self.path).as_bytes();
-        let entries = match fs::read_dir(self.path.parent().unwrap_or(Path::new("/"))) {
-            Ok(entries) => entries,
-            Err(error) => {
-                self.trouble = open::trouble(&error);
-                return BTreeSet::new();
-            }
-        };
-        let mut paths: BTreeSet<PathBuf> = entries
-            .take(ENTRIES_MAX)
-            .flatten()
-            .filter(|entry| glob::matches(pattern, entry.file_name().as_bytes()))
-            .map(|entry| entry.path())
-            .collect();
+        let Some(pattern) = &self.pattern else { return BTreeSet::from([self.path.clone()]) };
+        let (mut paths, trouble) = pattern.list();
+        self.trouble = trouble;
         self.files_over_limit = paths.len().saturating_sub(FILES_MAX) as u64;
         if let Some(beyond) = paths.iter().nth(FILES_MAX).cloned() {
             paths.split_off(&beyond);
         }
-        self.trouble.clear();
         paths
     }
 
