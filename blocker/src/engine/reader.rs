@@ -78,9 +78,10 @@ impl Engine {
                     None => {}
                     Some((_, Verdict::NoAddress)) => self.no_address(*jail),
                     Some((filter, Verdict::Blame(address))) => {
-                        let at = match (reading, line.date(filter)) {
-                            (Reading::CatchingUp, Some(date)) => date.min(now),
-                            _ => now,
+                        // What the date says is worked out only where it counts.
+                        let at = match reading {
+                            Reading::CatchingUp => line.date(filter).map_or(now, |date| date.min(now)),
+                            Reading::Live => now,
                         };
                         let observed = observes.get(filter).copied().unwrap_or(false)
                             || self.policy.jails.get(*jail).is_some_and(|jail| jail.observe);

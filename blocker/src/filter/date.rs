@@ -27,8 +27,37 @@ pub struct Clock {
 pub struct Found {
     /// The bytes it occupies, without brackets around it.
     pub span: Range<usize>,
-    /// The instant it names.
-    pub at: Timestamp,
+    date: Date,
+}
+
+/// What a date says. The instant is worked out only when somebody asks: a line that arrives as it is written counts
+/// at its arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Date {
+    Epoch { micros: i64 },
+    Civil { year: Option<i64>, month: i64, day: i64, time: TimeOfDay, zone: Option<i64> },
+}
+
+impl Found {
+    /// The instant it names; `None` for a 29 February without a year when neither this year nor its neighbours has one.
+    pub fn at(&self, clock: Clock) -> Option<Timestamp> {
+        let (year, month, day, time, zone) = match self.date {
+            Date::Epoch { micros } => return Some(Timestamp::from_micros(micros)),
+            Date::Civil { year, month, day, time, zone } => (year, month, day, time, zone),
+        };
+        if let Some(year) = year {
+            return instant(year, month, day, time, zone, clock);
+        }
+        let local_days =
+            clock.now.as_secs().saturating_add(i64::from(clock.utc_offset_secs)).div_euclid(DAY_SECS);
+        let this_year = year_of(local_days);
+        let latest = clock.now.as_secs().saturating_add(DAY_SECS);
+        // New Year's Eve read on the day after, or read where it is already the new year.
+        [this_year + 1, this_year, this_year - 1]
+            .into_iter()
+            .filter_map(|year| instant(year, month, day, time, zone, clock))
+            .find(|at| at.as_secs() <= latest)
+    }
 }
 
 /// The first date at the start of `line` or behind one of its first brackets.
@@ -37,7 +66,7 @@ pub struct Found {
 /// `Nov 24 02:47:40` (RFC 3164, no year: the one that puts it nearest before now + 1 day), the C library's
 /// `Tue Nov 24 02:47:40 2026`, `24/Nov/2026:02:47:40 +0000` (the common log format), BIND's
 /// `24-Nov-2026 02:47:40.123`, xrdp's `20261124-02:47:40`, seconds since the epoch.
-pub fn find(line: &str, clock: Clock) -> Option<Found> {
+pub fn find(line: &str) -> Option<Found> {
     let bytes = line.as_bytes();
     let mut start = bytes.iter().take_while(|b| **b == b' ').count();
     // RFC 3164 and 5424 put `<priority>` first when the bytes come from a socket.
@@ -48,26 +77,27 @@ pub fn find(line: &str, clock: Clock) -> Option<Found> {
     {
         start += digits + 2;
     }
-    if let Some(found) = date_at(bytes, start, clock) {
+    if let Some(found) = date_at(bytes, start) {
         return Some(found);
     }
-    memchr::memchr_iter(b'[', bytes).take(BRACKETS_MAX).find_map(|open| {
-        date_at(bytes, open + 1, clock).filter(|found| bytes.get(found.span.end) == Some(&b']'))
-    })
+    memchr::memchr_iter(b'[', bytes)
+        .take(BRACKETS_MAX)
+        .find_map(|open| date_at(bytes, open + 1).filter(|found| bytes.get(found.span.end) == Some(&b']')))
 }
 
-fn date_at(bytes: &[u8], start: usize, clock: Clock) -> Option<Found> {
+fn date_at(bytes: &[u8], start: usize) -> Option<Found> {
     let first = *bytes.get(start)?;
     let mut cursor = Cursor { bytes, at: start };
-    let at = if first.is_ascii_digit() {
-        let forms: [fn(&mut Cursor<'_>, Clock) -> Option<Timestamp>; 4] =
-            [numeric, common_log, compact, epoch];
-        forms.into_iter().find_map(|form| {
-            cursor.at = start;
-            form(&mut cursor, clock)
-        })?
+    let date = if first.is_ascii_digit() {
+        // They differ in their first bytes.
+        match [2, 4, 8].map(|at| bytes.get(start + at)) {
+            [_, Some(b'-' | b'/'), _] => numeric(&mut cursor)?,
+            [Some(b'-' | b'/'), ..] => common_log(&mut cursor)?,
+            [_, _, Some(b'-')] => compact(&mut cursor)?,
+            _ => epoch(&mut cursor)?,
+        }
     } else if first.is_ascii_alphabetic() {
-        named(&mut cursor, clock)?
+        named(&mut cursor)?
     } else {
         return None;
     };
@@ -75,11 +105,11 @@ fn date_at(bytes: &[u8], start: usize, clock: Clock) -> Option<Found> {
     if cursor.peek().is_some_and(|b| b.is_ascii_alphanumeric()) {
         return None;
     }
-    Some(Found { span: start..cursor.at, at })
+    Some(Found { span: start..cursor.at, date })
 }
 
 /// `2026-11-24 02:47:40`, with `/` for `-`, `T` for the space, a fraction, a zone.
-fn numeric(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+fn numeric(c: &mut Cursor<'_>) -> Option<Date> {
     let year = c.number(4, 4)?;
     let separator = c.one_of(b"-/")?;
     let month = c.number(2, 2)?;
@@ -88,11 +118,11 @@ fn numeric(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
     c.one_of(b"T ")?;
     let time = c.time_of_day()?;
     let zone = c.zone();
-    instant(year, month, day, time, zone, clock)
+    civil(Some(year), month, day, time, zone)
 }
 
 /// `24/Nov/2026:02:47:40 +0000`, and BIND's `24-Nov-2026 02:47:40.123`.
-fn common_log(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+fn common_log(c: &mut Cursor<'_>) -> Option<Date> {
     let day = c.number(2, 2)?;
     let separator = c.one_of(b"/-")?;
     let month = c.month()?;
@@ -101,27 +131,27 @@ fn common_log(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
     c.one_of(b": ")?;
     let time = c.time_of_day()?;
     let zone = c.zone();
-    instant(year, month, day, time, zone, clock)
+    civil(Some(year), month, day, time, zone)
 }
 
 /// xrdp's `20261124-02:47:40`.
-fn compact(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+fn compact(c: &mut Cursor<'_>) -> Option<Date> {
     let (year, month, day) = (c.number(4, 4)?, c.number(2, 2)?, c.number(2, 2)?);
     c.byte(b'-')?;
     let time = c.time_of_day()?;
-    instant(year, month, day, time, None, clock)
+    civil(Some(year), month, day, time, None)
 }
 
 /// `1732416460` or `1732416460.123`: ten or eleven digits.
-fn epoch(c: &mut Cursor<'_>, _: Clock) -> Option<Timestamp> {
+fn epoch(c: &mut Cursor<'_>) -> Option<Date> {
     let secs = c.number(10, 11)?;
     let micros = c.fraction();
-    Some(Timestamp::from_micros(secs * 1_000_000 + micros))
+    Some(Date::Epoch { micros: secs * 1_000_000 + micros })
 }
 
 /// `[Tue ]Nov 24 [2026 ]02:47:40[.123][ 2026]`; the year at the end only when the weekday is there, since else the
 /// host name follows.
-fn named(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
+fn named(c: &mut Cursor<'_>) -> Option<Date> {
     let weekday = c.weekday();
     let month = c.month()?;
     c.byte(b' ')?;
@@ -145,42 +175,36 @@ fn named(c: &mut Cursor<'_>, clock: Clock) -> Option<Timestamp> {
         }
     }
     let zone = c.zone();
-    if let Some(year) = year {
-        return instant(year, month, day, time, zone, clock);
-    }
-    let local_days =
-        clock.now.as_secs().saturating_add(i64::from(clock.utc_offset_secs)).div_euclid(DAY_SECS);
-    let this_year = year_of(local_days);
-    let latest = clock.now.as_secs().saturating_add(DAY_SECS);
-    // New Year's Eve read on the day after, or read where it is already the new year.
-    [this_year + 1, this_year, this_year - 1]
-        .into_iter()
-        .filter_map(|year| instant(year, month, day, time, zone, clock))
-        .find(|at| at.as_secs() <= latest)
+    civil(year, month, day, time, zone)
 }
 
 /// Hour, minute, second as seconds of the day, and microseconds.
 type TimeOfDay = (i64, i64);
 
-fn instant(
-    year: i64,
-    month: i64,
-    day: i64,
-    (secs, micros): TimeOfDay,
-    zone: Option<i64>,
-    clock: Clock,
-) -> Option<Timestamp> {
-    let leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+/// A date, if there is such a day; in some year where it names none.
+fn civil(year: Option<i64>, month: i64, day: i64, time: TimeOfDay, zone: Option<i64>) -> Option<Date> {
+    let leap = year.is_none_or(|year| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0);
     let days_in_month = match month {
         2 => 28 + i64::from(leap),
         4 | 6 | 9 | 11 => 30,
         1..=12 => 31,
         _ => return None,
     };
-    if !(1970..=9999).contains(&year) || !(1..=days_in_month).contains(&day) {
-        return None;
-    }
+    let exists = year.is_none_or(|year| (1970..=9999).contains(&year)) && (1..=days_in_month).contains(&day);
+    exists.then_some(Date::Civil { year, month, day, time, zone })
+}
+
+fn instant(
+    year: i64,
+    month: i64,
+    day: i64,
+    time: TimeOfDay,
+    zone: Option<i64>,
+    clock: Clock,
+) -> Option<Timestamp> {
+    civil(Some(year), month, day, time, zone)?;
     let offset = zone.unwrap_or(i64::from(clock.utc_offset_secs));
+    let (secs, micros) = time;
     let utc = days_from_civil(year, month, day) * DAY_SECS + secs - offset;
     Some(Timestamp::from_micros(utc * 1_000_000 + micros))
 }
@@ -342,9 +366,9 @@ mod tests {
             ("[1732416460.123] x", "[] x", 1_732_416_460),
         ] {
             let clock = Clock { now: Timestamp::from_secs(NOW), utc_offset_secs: 0 };
-            let found = find(line, clock).unwrap_or_else(|| panic!("no date in {line}"));
+            let found = find(line).unwrap_or_else(|| panic!("no date in {line}"));
             assert_eq!(format!("{}{}", &line[..found.span.start], &line[found.span.end..]), rest);
-            assert_eq!(found.at.as_secs(), secs, "{line}");
+            assert_eq!(found.at(clock).map(Timestamp::as_secs), Some(secs), "{line}");
         }
     }
 
@@ -365,16 +389,21 @@ mod tests {
             "24-Nov/2026 02:47:40 x",
             "Növ 24 02:47:40",
         ] {
-            assert_eq!(find(line, Clock::default()), None, "{line}");
+            assert_eq!(find(line), None, "{line}");
         }
     }
 
     #[test]
     fn a_date_without_zone_is_local() {
+        let at = |line, clock| find(line).and_then(|found| found.at(clock)).map(Timestamp::as_secs);
         let clock = Clock { now: Timestamp::from_secs(NOW), utc_offset_secs: 3600 };
-        assert_eq!(find("2026-11-24 02:47:40 x", clock).unwrap().at.as_secs(), 1_795_484_860);
+        assert_eq!(at("2026-11-24 02:47:40 x", clock), Some(1_795_484_860));
         // In a zone ahead of UTC the new year comes first.
         let clock = Clock { now: Timestamp::from_secs(1_798_760_000), utc_offset_secs: 7200 };
-        assert_eq!(find("Jan  1 01:00:00 h x", clock).unwrap().at.as_secs(), 1_798_758_000);
+        assert_eq!(at("Jan  1 01:00:00 h x", clock), Some(1_798_758_000));
+        // A day that neither 2025, 2026 nor 2027 has is cut out of the line all the same.
+        let clock = Clock { now: Timestamp::from_secs(NOW), utc_offset_secs: 0 };
+        assert_eq!(at("Feb 29 01:00:00 h x", clock), None);
+        assert_eq!(find("Feb 29 01:00:00 h x").map(|found| found.span), Some(0..15));
     }
 }

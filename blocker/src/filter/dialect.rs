@@ -55,6 +55,11 @@ pub(super) fn translate_imported(text: &str, options: Imported) -> Result<Transl
     Python { rest: text, full: String::new(), gate: String::new(), options, open: Vec::new(), skips: 0 }.run()
 }
 
+/// What `<ADDR>` captures.
+pub(super) fn any_address() -> String {
+    format!("{V4}|{V6}")
+}
+
 fn host_group(inner: &str, hosts: &mut u32) -> String {
     *hosts += 1;
     let name = if *hosts == 1 { "host".to_owned() } else { format!("host_{hosts}") };
@@ -84,7 +89,7 @@ fn native(text: &str, hosts: &mut u32) -> Result<String, Complaint> {
         }
         if let Some(name) = tag(rest).filter(|_| !named_group) {
             let inner = match name {
-                "HOST" | "ADDR" => format!(r"{V4}|{V6}"),
+                "HOST" | "ADDR" => any_address(),
                 "IP4" => V4.to_owned(),
                 "IP6" => V6.to_owned(),
                 _ => {

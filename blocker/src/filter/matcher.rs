@@ -1,20 +1,20 @@
 //! All filters of one source over whole blocks of lines.
 //!
-//! One Aho-Corasick automaton over the filters' literals runs over the block; only lines with a hit are looked at:
-//! decoded, relieved of their date, and offered to the filters. A line without a hit costs no allocation and no
-//! look of its own. Where some filter has no literal, every line is offered. What imported filters remember from line
+//! A search for the patterns' literals runs over the block; only lines with a hit are looked at: decoded, relieved of
+//! their date, and offered to the patterns that the hit speaks for. A line without a hit costs no allocation and no
+//! look of its own. Where some pattern has no literal, every line is offered. What imported filters remember from line
 //! to line is kept here, since it belongs to the source.
 #![forbid(unsafe_code)]
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use aho_corasick::{AhoCorasick, MatchKind};
 use jiff::tz::{Offset, TimeZone};
 
 use super::{
     Filter, Rules, Verdict,
     date::{self, Clock},
     imported::{Failure, State},
+    prefilter::{Candidates, Hit, Prefilter},
 };
 use crate::time::Timestamp;
 
@@ -24,12 +24,16 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 /// The filters of a source, ready for its blocks.
 pub struct SourceMatcher {
     filters: Vec<Arc<Filter>>,
-    /// `None` when some filter must see every line.
-    prefilter: Option<AhoCorasick>,
+    prefilter: Prefilter,
+    /// By filter: the number of its first pattern.
+    first_patterns: Vec<usize>,
+    /// The patterns worth trying on the line at hand; kept for its memory.
+    candidates: Candidates,
     /// By filter; `None` for those that remember nothing.
     memories: Vec<Option<Memory>>,
     /// Whether some filter is ours, and sees the line without the date that we find.
     any_native: bool,
+    any_imported: bool,
     /// Where dates that name no zone are from; `None` for the clock's offset.
     zone: Option<TimeZone>,
     clock_zone: (i32, TimeZone),
@@ -57,13 +61,15 @@ impl fmt::Debug for SourceMatcher {
 pub struct Line<'a> {
     filters: &'a [Arc<Filter>],
     memories: &'a mut [Option<Memory>],
+    first_patterns: &'a [usize],
+    candidates: &'a Candidates,
     /// The line as it came, and decoded.
     bytes: &'a [u8],
     whole: &'a str,
     /// Without its date, for filters of ours.
     text: &'a str,
-    date: Option<Timestamp>,
-    now: Timestamp,
+    date: Option<date::Found>,
+    clock: Clock,
     zone: &'a TimeZone,
 }
 
@@ -76,7 +82,10 @@ impl Line<'_> {
     /// What the filter with this index, as given to [`SourceMatcher::new`], makes of the line.
     pub fn verdict(&mut self, filter: usize) -> Option<Verdict> {
         match &self.filters.get(filter)?.rules {
-            Rules::Native(native) => native.verdict(self.text),
+            Rules::Native(native) => {
+                let first = self.first_patterns.get(filter)?;
+                native.verdict(self.text, |pattern| self.candidates.has(first + pattern))
+            }
             Rules::Imported(_) => self.failure(filter).map(Failure::verdict),
         }
     }
@@ -84,7 +93,7 @@ impl Line<'_> {
     /// The date the line carries in the eyes of the filter with this index, if it was found.
     pub fn date(&mut self, filter: usize) -> Option<Timestamp> {
         match &self.filters.get(filter)?.rules {
-            Rules::Native(_) => self.date,
+            Rules::Native(_) => self.date.as_ref()?.at(self.clock),
             Rules::Imported(_) => self.failure(filter)?.date,
         }
     }
@@ -93,11 +102,14 @@ impl Line<'_> {
     /// it is asked.
     pub fn failure(&mut self, filter: usize) -> Option<&Failure> {
         let Rules::Imported(rules) = &self.filters.get(filter)?.rules else { return None };
+        if !self.candidates.has(*self.first_patterns.get(filter)?) {
+            return None;
+        }
         let Memory { state, asked } = self.memories.get_mut(filter)?.as_mut()?;
         asked
             .get_or_insert_with(|| {
                 let decoded = rules.decode(self.bytes);
-                rules.evaluate(state, decoded.as_deref().unwrap_or(self.whole), self.now, self.zone)
+                rules.evaluate(state, decoded.as_deref().unwrap_or(self.whole), self.clock.now, self.zone)
             })
             .as_ref()
     }
@@ -106,20 +118,24 @@ impl Line<'_> {
 impl SourceMatcher {
     /// A matcher for these filters; indices into them name them afterwards.
     pub fn new(filters: Vec<Arc<Filter>>) -> Self {
-        let literals: Option<Vec<_>> = filters.iter().map(|filter| filter.literals()).collect();
-        let prefilter = literals.and_then(|literals| {
-            // The default match kind has no vectorised search. An automaton too large to build only costs speed.
-            AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(literals.concat()).ok()
-        });
+        let mut required = Vec::new();
+        let mut first_patterns = Vec::new();
+        for filter in &filters {
+            first_patterns.push(required.len());
+            required.extend(filter.required());
+        }
         let memories = filters.iter().map(|filter| match &filter.rules {
             Rules::Native(_) => None,
             Rules::Imported(rules) => Some(Memory { state: State::new(rules), asked: None }),
         });
         Self {
             memories: memories.collect(),
+            any_imported: filters.iter().any(|filter| matches!(filter.rules, Rules::Imported(_))),
             any_native: filters.iter().any(|filter| matches!(filter.rules, Rules::Native(_))),
             filters,
-            prefilter,
+            prefilter: Prefilter::new(&required),
+            first_patterns,
+            candidates: Candidates::default(),
             zone: None,
             clock_zone: (0, TimeZone::UTC),
             scratch: String::new(),
@@ -149,29 +165,32 @@ impl SourceMatcher {
         }
         let mut at = 0;
         while let Some(rest) = block.get(at..).filter(|rest| !rest.is_empty()) {
-            let hit = match &self.prefilter {
-                Some(prefilter) => match prefilter.find(rest) {
-                    Some(hit) => hit.start(),
-                    None => return,
-                },
-                None => 0,
+            let found = if self.prefilter.every_line { None } else { self.prefilter.find(rest) };
+            let hit = match found {
+                Some(hit) => hit.start,
+                None if self.prefilter.every_line => 0,
+                None => return,
             };
             let start = memchr::memrchr(b'\n', &rest[..hit]).map_or(0, |newline| newline + 1);
             let end = memchr::memchr(b'\n', &rest[hit..]).map_or(rest.len(), |newline| hit + newline);
-            self.offer(&rest[start..end], clock, &mut each);
+            self.offer(&rest[start..end], found.map(|hit| hit.within(start)), clock, &mut each);
             at += end + 1;
         }
     }
 
-    fn offer(&mut self, line: &[u8], clock: Clock, each: &mut impl FnMut(&mut Line<'_>)) {
+    fn offer(&mut self, line: &[u8], first: Option<Hit>, clock: Clock, each: &mut impl FnMut(&mut Line<'_>)) {
         if line.len() > LINE_BYTES_MAX {
             self.too_long += 1;
             return;
         }
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         // A byte that is no UTF-8 must hide nothing.
-        let whole: Cow<'_, str> = String::from_utf8_lossy(line);
-        let found = if self.any_native { date::find(&whole, clock) } else { None };
+        let whole = match std::str::from_utf8(line) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(line),
+        };
+        self.prefilter.candidates(line, first, &mut self.candidates);
+        let found = if self.any_native { date::find(&whole) } else { None };
         let text = match &found {
             None => &*whole,
             Some(found) if found.span.start == 0 => whole.get(found.span.end..).unwrap_or(""),
@@ -189,14 +208,19 @@ impl SourceMatcher {
         let mut line = Line {
             filters: &self.filters,
             memories: &mut self.memories,
+            first_patterns: &self.first_patterns,
+            candidates: &self.candidates,
             bytes: line,
             whole: &whole,
             text,
-            date: found.map(|found| found.at),
-            now: clock.now,
+            date: found,
+            clock,
             zone: self.zone.as_ref().unwrap_or(&self.clock_zone.1),
         };
         each(&mut line);
+        if !self.any_imported {
+            return;
+        }
         // What nobody asked about must be remembered all the same.
         for filter in 0..self.filters.len() {
             line.failure(filter);

@@ -12,6 +12,7 @@
 //! | `literal` | the text a line must hold for a pattern to match |
 //! | `date` | finds the date of a line |
 //! | `imported` | filters in fail2ban's language, with what they remember from line to line |
+//! | `prefilter` | which lines of a block, and which patterns, are worth a look |
 //! | `matcher` | all filters of a source over whole blocks |
 //! | `lint` | whether the text of a line can choose whom a filter blames |
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod lint;
 mod literal;
 mod matcher;
 mod pattern;
+mod prefilter;
 mod regexp;
 mod split;
 
@@ -238,12 +240,12 @@ impl Filter {
         &self.spec
     }
 
-    /// Literals of which every line that it could blame, or must remember, holds at least one; `None` when there are
-    /// none to look for.
-    fn literals(&self) -> Option<Vec<Vec<u8>>> {
+    /// What a line must hold for each of its patterns, in their order, to match. An imported filter is one pattern: it
+    /// must see every line that could change what it remembers.
+    fn required(&self) -> Vec<prefilter::Required> {
         match &self.rules {
-            Rules::Native(native) => native.literals(),
-            Rules::Imported(imported) => imported.literals(),
+            Rules::Native(native) => native.required(),
+            Rules::Imported(imported) => vec![imported.literals()],
         }
     }
 
@@ -315,8 +317,13 @@ impl Native {
         Ok(Self { failregex, noaddress, ignoreregex, prefregex })
     }
 
-    /// What it makes of `text`, a line whose date is cut out; `None` when it is no failure.
-    fn verdict(&self, text: &str) -> Option<Verdict> {
+    /// What it makes of `text`, a line whose date is cut out; `None` when it is no failure. Only patterns that are
+    /// `worth` it are tried, by their number in [`Self::required`].
+    fn verdict(&self, text: &str, worth: impl Fn(usize) -> bool) -> Option<Verdict> {
+        let patterns = self.failregex.len() + self.noaddress.len();
+        if !(0..patterns).any(&worth) {
+            return None;
+        }
         let mut content = text;
         let mut outer = None;
         if let Some(prefregex) = &self.prefregex {
@@ -324,28 +331,25 @@ impl Native {
             outer = hit.host.and_then(|span| whole_address(text, span));
             content = hit.content.and_then(|span| text.get(span)).unwrap_or(text);
         }
-        let verdict = self
-            .failregex
-            .iter()
-            .find_map(|pattern| {
-                let hit = pattern.find(content)?;
-                // A match whose address is none, such as 999.1.1.1, is no match: another pattern may know better.
-                match hit.host {
-                    Some(span) => whole_address(content, span),
-                    None => outer,
-                }
-            })
-            .map(Verdict::Blame)
-            .or_else(|| {
-                self.noaddress.iter().any(|pattern| pattern.is_match(content)).then_some(Verdict::NoAddress)
-            })?;
+        // Another pattern may know better than one whose address is none.
+        let blamed = (self.failregex.iter().enumerate())
+            .filter(|(index, _)| worth(*index))
+            .find_map(|(_, pattern)| pattern.blames(content)?.or(outer));
+        let verdict = match blamed {
+            Some(address) => Verdict::Blame(address),
+            None => (self.noaddress.iter().enumerate())
+                .any(|(index, pattern)| worth(self.failregex.len() + index) && pattern.is_match(content))
+                .then_some(Verdict::NoAddress)?,
+        };
         (!self.ignoreregex.iter().any(|pattern| pattern.is_match(content))).then_some(verdict)
     }
 
-    fn literals(&self) -> Option<Vec<Vec<u8>>> {
-        let own: Option<Vec<_>> =
-            self.failregex.iter().chain(&self.noaddress).map(|pattern| pattern.literals.clone()).collect();
-        own.map(|sets| sets.concat()).or_else(|| self.prefregex.as_ref()?.literals.clone())
+    fn required(&self) -> Vec<prefilter::Required> {
+        // What the patterns see is part of what `prefregex` matched.
+        let prefix = self.prefregex.as_ref().and_then(|prefregex| prefregex.literals.as_ref());
+        (self.failregex.iter().chain(&self.noaddress))
+            .map(|pattern| pattern.literals.as_ref().or(prefix).cloned())
+            .collect()
     }
 }
 
@@ -364,3 +368,6 @@ impl fmt::Display for SampleFailure {
         f.write_str(&self.what)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use memchr::memmem::Finder;
 use super::{
     FilterError, Pattern, dialect, literal,
     regexp::{Regexp, Search},
-    split::Split,
+    split::{Outcome, Split},
 };
 use crate::net::parse_address;
 
@@ -72,13 +72,23 @@ impl Compiled {
         self.has_literal(text) && self.regexp.test(text) == Search::Found(())
     }
 
-    /// The leftmost match in `text`. Allocates only when there is one.
+    /// Whom the leftmost match in `text` blames: `Some(None)` where the pattern names no address. A match whose address
+    /// is none, such as 999.1.1.1, is no match.
+    pub(super) fn blames(&self, text: &str) -> Option<Option<IpAddr>> {
+        match self.split.as_ref().map(|split| split.find(text)) {
+            Some(Outcome::Blame(address)) => Some(Some(address)),
+            Some(Outcome::Nothing) => None,
+            Some(Outcome::Doubt) | None => match self.find(text)?.host {
+                Some(span) => whole_address(text, span).map(Some),
+                None => Some(None),
+            },
+        }
+    }
+
+    /// The leftmost match in `text`, by captures. Allocates only when there is one.
     pub(super) fn find(&self, text: &str) -> Option<Hit> {
         if !self.has_literal(text) {
             return None;
-        }
-        if let Some(host) = self.split.as_ref().and_then(|split| split.find(text)) {
-            return Some(Hit { host: Some(host), ..Hit::default() });
         }
         let Search::Found(groups) = self.regexp.search(text, 0) else { return None };
         let get = |index: usize| groups.get(index).cloned().flatten();
@@ -86,6 +96,16 @@ impl Compiled {
             host: self.hosts.iter().find_map(|index| get(*index)),
             content: self.content.and_then(get),
         })
+    }
+
+    /// As [`Self::blames`], by captures alone.
+    #[cfg(test)]
+    pub(super) fn blames_plainly(&self, text: &str) -> Option<Option<IpAddr>> {
+        let Search::Found(groups) = self.regexp.search(text, 0) else { return None };
+        match self.hosts.iter().find_map(|index| groups.get(*index).cloned().flatten()) {
+            Some(span) => whole_address(text, span).map(Some),
+            None => Some(None),
+        }
     }
 
     fn has_literal(&self, text: &str) -> bool {

@@ -20,7 +20,7 @@ use regex_syntax::hir::{Capture, Class, Hir, HirKind, Repetition};
 
 use super::shape;
 use crate::{
-    filter::{Clock, Filter, FilterSpec, Pattern, Place, SAMPLE_CLOCK, SourceMatcher, Verdict, date},
+    filter::{Filter, FilterSpec, Pattern, Place, SAMPLE_CLOCK, SourceMatcher, Verdict, date},
     net,
 };
 
@@ -327,8 +327,7 @@ fn has_dotted(text: &str) -> bool {
 
 /// The line as patterns see it, and where its places are in the whole line.
 fn without_date(line: &str) -> (String, impl Fn(usize) -> usize) {
-    let clock: Clock = SAMPLE_CLOCK;
-    let cut = date::find(line, clock).map_or(0..0, |found| found.span);
+    let cut = date::find(line).map_or(0..0, |found| found.span);
     let text = [&line[..cut.start], &line[cut.end..]].concat();
     (text, move |at| if at < cut.start { at } else { at + cut.len() })
 }
