@@ -291,6 +291,7 @@ enum Step {
     Later(u8),
     Reload(Vec<(u8, u8)>, Vec<u8>),
     Answer(u64, Option<bool>),
+    Restart,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -305,6 +306,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0_u8..90).prop_map(Step::Later),
         1 => (prop::collection::vec((0_u8..16, 28_u8..=32), 0..3), prop::collection::vec(0_u8..16, 0..2))
             .prop_map(|(allow, protected)| Step::Reload(allow, protected)),
+        1 => Just(Step::Restart),
         3 => (0_u64..20, any::<Option<bool>>()).prop_map(|(id, ignore)| Step::Answer(id, ignore)),
     ]
 }
@@ -396,6 +398,15 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 allow = new_allow.iter().map(|(last, length)| v4(*last, *length)).collect();
                 protected = new_protected.iter().map(|last| v4(*last, 32)).collect();
                 engine.set_policy(now, asking(allow.clone(), protected.clone()));
+            }
+            Step::Restart => {
+                let kept = Kept {
+                    bans: engine.desired(),
+                    allow: engine.operator_allow(),
+                    offences: engine.offences(),
+                    recent: engine.desired(),
+                };
+                engine = Engine::new(now, asking(allow.clone(), protected.clone()), kept);
             }
             Step::Answer(id, ignore) => {
                 engine.handle(now, Input::Answer { id: AskId(*id), ignore: *ignore });
