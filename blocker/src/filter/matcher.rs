@@ -153,6 +153,11 @@ impl SourceMatcher {
         self.memories.get(filter).and_then(Option::as_ref).map_or(0, |memory| memory.state.gave_up())
     }
 
+    /// How many connections the filter with this index had to forget before their time, since there were too many.
+    pub fn connections_lost(&self, filter: usize) -> u64 {
+        self.memories.get(filter).and_then(Option::as_ref).map_or(0, |memory| memory.state.connections_lost())
+    }
+
     /// Lines skipped so far because they were longer than [`LINE_BYTES_MAX`].
     pub fn lines_too_long(&self) -> u64 {
         self.too_long

@@ -276,6 +276,11 @@ impl State {
         self.gave_up.get()
     }
 
+    /// How many connections gave way to newer ones before their time.
+    pub(super) fn connections_lost(&self) -> u64 {
+        self.connections.gave_way
+    }
+
     /// Finds the date of a line and puts what the patterns see into `text`.
     fn read(&mut self, rules: &Rules, line: &str, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         let recent = self.last_date.filter(|last| *last > now.saturating_sub(LAST_DATE_SPAN));
@@ -321,3 +326,6 @@ impl Failure {
         self.address.map_or(Verdict::NoAddress, Verdict::Blame)
     }
 }
+
+#[cfg(test)]
+mod tests;
