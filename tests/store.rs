@@ -12,7 +12,7 @@ use blocker::{
     engine::Change,
     ledger::{Ban, Offence, OffenceChange, Origin},
     net::Prefix,
-    store::Store,
+    store::{Store, Stored},
     time::{Timestamp, Until},
 };
 
@@ -30,6 +30,13 @@ fn ban(number: u32) -> Ban {
     }
 }
 
+/// Opens a store that this process has just closed. Another test's child may hold the lock a moment longer, between
+/// its fork and its exec.
+fn reopen(folder: &Path) -> (Store, Stored) {
+    let opened = xtask::lab::wait_for(Duration::from_secs(5), || Store::open(folder).ok());
+    opened.unwrap_or_else(|| Store::open(folder).unwrap())
+}
+
 fn record(store: &mut Store, changes: &[Change]) {
     store.record(changes, &[], Timestamp::from_secs(1)).unwrap();
     store.sync().unwrap();
@@ -38,14 +45,14 @@ fn record(store: &mut Store, changes: &[Change]) {
 #[test]
 fn what_was_recorded_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut store, stored) = Store::open(folder.path()).unwrap();
+    let (mut store, stored) = reopen(folder.path());
     assert!(stored.bans.is_empty() && stored.notes.is_empty());
     let prefix: Prefix = "2001:db8::/64".parse().unwrap();
     record(&mut store, &[Change::Ban(ban(1)), Change::Ban(ban(2)), Change::Allow { prefix }]);
     record(&mut store, &[Change::Unban { prefix: ban(1).prefix }]);
     store.save_positions(&[("/var/log/a".to_owned(), "{}".to_owned())]).unwrap();
     drop(store);
-    let (mut store, stored) = Store::open(folder.path()).unwrap();
+    let (mut store, stored) = reopen(folder.path());
     assert_eq!((stored.bans, stored.allow), (vec![ban(2)], vec![prefix]));
     assert_eq!(stored.positions, [("/var/log/a".to_owned(), "{}".to_owned())]);
     assert_eq!(
@@ -55,7 +62,7 @@ fn what_was_recorded_is_read_back() {
     record(&mut store, &[Change::Flush, Change::Disallow { prefix }]);
     store.rewrite(&[Change::Ban(ban(9))], Vec::new()).unwrap();
     drop(store);
-    let (_, stored) = Store::open(folder.path()).unwrap();
+    let (_, stored) = reopen(folder.path());
     assert_eq!((stored.bans, stored.allow), (vec![ban(9)], vec![]));
 }
 
@@ -73,7 +80,7 @@ fn a_damaged_ledger_is_moved_aside_and_a_newer_one_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("blocker.db"), "this is no database, whatever its name says\n".repeat(100))
         .unwrap();
-    let (mut store, stored) = Store::open(folder.path()).unwrap();
+    let (mut store, stored) = reopen(folder.path());
     assert!(stored.notes[0].contains("blocker.db.corrupt-1"), "{:?}", stored.notes);
     assert!(folder.path().join("blocker.db.corrupt-1").exists());
     record(&mut store, &[Change::Ban(ban(1))]);
@@ -82,7 +89,7 @@ fn a_damaged_ledger_is_moved_aside_and_a_newer_one_refused() {
     let connection = rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();
     connection.execute("UPDATE ban SET ban = '{\"prefix\": 5}'", []).unwrap();
     drop(connection);
-    let (store, stored) = Store::open(folder.path()).unwrap();
+    let (store, stored) = reopen(folder.path());
     assert!(stored.notes[0].contains("blocker.db.corrupt-2"), "{:?}", stored.notes);
     drop(store);
 
@@ -102,7 +109,7 @@ fn offences_are_read_back_and_rewritten() {
         bans,
         until,
     };
-    let open = || Store::open(folder.path()).unwrap();
+    let open = || reopen(folder.path());
     let end = Until::At(Timestamp::from_micros(1_795_000_000_000_001));
     let (a, b, c) = (offence(1, "a", 1, end), offence(1, "b", 7, Until::Forever), offence(2, "a", 2, end));
     let set = |offence: &Offence| OffenceChange::Set(offence.clone());
@@ -150,7 +157,7 @@ fn an_older_ledger_tells_from_its_history_who_was_banned() {
     connection.execute("INSERT INTO ban VALUES ('203.0.113.1', ?1)", [live]).unwrap();
     drop(connection);
     for _twice in 0..2 {
-        let (store, stored) = Store::open(folder.path()).unwrap();
+        let (store, stored) = reopen(folder.path());
         assert_eq!((stored.bans.len(), stored.bans[0].count, stored.notes.len()), (1, 0, 0));
         let shown: Vec<_> =
             stored.offences.iter().map(|known| (known.prefix, known.bans, known.until)).collect();
@@ -192,17 +199,26 @@ fn nothing_acknowledged_is_lost_when_the_agent_is_killed() {
         writer.args(["--exact", "writer", "--nocapture"]).env("BLOCKER_TEST_WRITER", folder.path());
         let mut writer = writer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = BufReader::new(writer.stdout.take().unwrap());
+        let (began, begun) = std::sync::mpsc::channel();
         let reading = std::thread::spawn(move || {
-            let numbers = stdout.lines().map_while(Result::ok);
-            numbers.filter_map(|line| line.split_once("acknowledged ")?.1.parse::<u32>().ok()).last()
+            let lines = stdout.lines().map_while(Result::ok);
+            let numbers = lines.filter_map(|line| line.split_once("acknowledged ")?.1.parse::<u32>().ok());
+            numbers
+                .inspect(|_| {
+                    // Only the first one is waited for.
+                    let _gone = began.send(());
+                })
+                .last()
         });
-        std::thread::sleep(Duration::from_millis(20 + u64::from(kill) % 17));
+        // A busy machine may take long to start it; the moment of the kill is what varies.
+        begun.recv_timeout(Duration::from_secs(20)).unwrap();
+        std::thread::sleep(Duration::from_millis(u64::from(kill) % 17));
         writer.kill().unwrap();
         writer.wait().unwrap();
         if let Some(last) = reading.join().unwrap() {
             acknowledged = last + 1;
         }
-        let (_, stored) = Store::open(folder.path()).unwrap();
+        let (_, stored) = reopen(folder.path());
         let held = stored.bans.len() as u32;
         // One more may be on the disk than was acknowledged; none fewer.
         assert!(
