@@ -214,6 +214,18 @@ fn bans_by_other_jails_ban_for_long() {
 }
 
 #[test]
+fn bans_for_bans_grow_like_others() {
+    let escalation = Some(Arc::new(Escalation::default()));
+    let mut life = Life::new(vec![jail(), Jail { escalation, ..recidive() }]);
+    life.fail(2);
+    life.later(101);
+    assert_eq!(bans(&life.fail(2)), [one("app", 100, 2), one("recidive", 1_000, 1)].concat());
+    life.later(1_001);
+    // A further ban counts as two.
+    assert_eq!(bans(&life.fail(2)), [one("app", 100, 3), one("recidive", 2_000, 2)].concat());
+}
+
+#[test]
 fn a_jail_on_the_ledger_never_shortens_a_ban_nor_answers_itself_or_its_like() {
     let short = Jail { bantime: BanTime::For(secs(10)), maxretry: 1, ..recidive() };
     let like = Jail { name: "like".into(), ..short.clone() };

@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rusqlite::{Connection, params};
@@ -187,11 +189,14 @@ impl Store {
             let prefix: String = row.get(0)?;
             Ok((prefix, row.get::<_, String>(1)?, row.get::<_, u32>(2)?, row.get::<_, Option<i64>>(3)?))
         })?;
+        // Many offences of few jails.
+        let mut jails: BTreeMap<String, Arc<str>> = BTreeMap::new();
         for row in rows {
             let (prefix, jail, bans, until) = row?;
             let prefix = prefix.parse().map_err(Unusable::Damaged)?;
+            let jail = Arc::clone(jails.entry(jail).or_insert_with_key(|jail| jail.as_str().into()));
             let until = until.map_or(Until::Forever, |end| Until::At(Timestamp::from_micros(end)));
-            stored.offences.push(Offence { prefix, jail: jail.into(), bans, until });
+            stored.offences.push(Offence { prefix, jail, bans, until });
         }
         let mut positions = connection.prepare("SELECT file, position FROM position")?;
         for row in positions.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {

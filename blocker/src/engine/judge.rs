@@ -81,19 +81,8 @@ impl Engine {
         if live(whole) || live(host) || self.asked.waits(key, whole) {
             return self.count(key, |counters| counters.already_banned += 1);
         }
-        let weight = match &rules.escalation {
-            Some(_) => Escalation::weight(self.offenders.bans(whole, Some(&name)), maxretry),
-            None => 1,
-        };
         let lines_kept = if state.wants_matches { rules.maxmatches } else { 0 };
-        let mut counted = self.windows.count(window, whole, at, maxretry, findtime);
-        for _ in 1..weight {
-            if matches!(counted, Count::Reached(_)) {
-                break;
-            }
-            counted = self.windows.count(window, whole, at, maxretry, findtime);
-        }
-        let (Count::Below(count) | Count::Reached(count)) = counted;
+        let count = self.weigh(jail, window, whole, at);
         self.count(key, |counters| counters.failures += 1);
         if lines_kept > 0 && !observed {
             let lines_kept = usize::try_from(lines_kept).unwrap_or(usize::MAX);
@@ -110,6 +99,24 @@ impl Engine {
             now,
             Candidate { key, jail: name, address, whole, narrow: host, failures: count, matches, cause },
         );
+    }
+
+    /// Counts a failure, of a known offender several times, and says how many there are now.
+    fn weigh(&mut self, jail: usize, window: JailKey, prefix: Prefix, at: Timestamp) -> u32 {
+        let Some(rules) = self.policy.jails.get(jail) else { return 0 };
+        let weight = match &rules.escalation {
+            Some(_) => Escalation::weight(self.offenders.bans(prefix, Some(&rules.name)), rules.maxretry),
+            None => 1,
+        };
+        let mut counted = Count::Below(0);
+        for _ in 0..weight {
+            counted = self.windows.count(window, prefix, at, rules.maxretry, rules.findtime);
+            if matches!(counted, Count::Reached(_)) {
+                break;
+            }
+        }
+        let (Count::Below(count) | Count::Reached(count)) = counted;
+        count
     }
 
     /// Another jail's ban, to the jails that count those.
@@ -136,8 +143,7 @@ impl Engine {
         }
         let (window, cause) =
             if rules.observe { (state.observed_key, Cause::Observed) } else { (key, Cause::Ledger) };
-        let (Count::Below(count) | Count::Reached(count)) =
-            self.windows.count(window, prefix, now, maxretry, rules.findtime);
+        let count = self.weigh(jail, window, prefix, now);
         self.count(key, |counters| counters.failures += 1);
         let event = Event::Failure { jail: Arc::clone(&name), address, count, maxretry };
         self.commands.push_back(Command::Note(event));
