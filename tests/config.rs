@@ -484,16 +484,161 @@ fn no_mutation_of_the_example_panics_and_each_refusal_names_file_and_line() {
     assert!((500..2_000).contains(&refused), "{refused} of 2000 refused");
 }
 
+/// A jail that uses much of the language.
+const RICH_JAIL: &str = "[INCLUDES]\nbefore = more.conf\n[DEFAULT]\nport = 80\nbantime.increment = true\n\
+    bantime.formula = ban.Time * 2\nbantime.multipliers = 1 2\nignoreip = 127.0.0.1/8 ::1\n\
+    ignorecommand = /bin/known <ip>\nignorecache = key=\"<ip>\", max-time=5m\n\
+    [django-auth]\nenabled = true\nfilter = django-auth[mode=x, y=\"a, b\"][z='c']\nfailregex = %(known/failregex)s\n  \
+    ^y <HOST>$\nlogpath = /var/log/*/a.log tail\nbantime = 1d12h30m\n\
+    action = iptables[port=\"%(port)s\", protocol=tcp]\n  mail[name=%(__name__)s, dest=\"a b\"]\n";
+const RICH_ACTION: &str = "[Definition]\nactionban = <tool> '<ip>' \"<matches>\" $(x `y <bantime>`) <<E\n <ip>\n E\n\
+    actionstart = %(x)s <y/z>\nx = <x?>\n[Init]\ntool = a\n[Init?family=inet6]\ntool = b\n[y]\nz = 1\n";
+
 #[test]
 fn no_mutation_of_an_imported_tree_is_an_error() {
     let (dir, path) = recipe(RECIPE_JAIL, RECIPE_FILTER);
     let mut dice = Dice(0x2545_f491_4f6c_dd1d);
-    for _ in 0..500 {
-        write(dir.path(), "fail2ban/jail.local", mutate(RECIPE_JAIL.as_bytes(), &mut dice));
+    for round in 0..300 {
+        let jail = if round % 2 == 0 { RECIPE_JAIL } else { RICH_JAIL };
+        write(dir.path(), "fail2ban/jail.local", mutate(jail.as_bytes(), &mut dice));
+        write(dir.path(), "fail2ban/action.d/mail.conf", mutate(RICH_ACTION.as_bytes(), &mut dice));
         write(dir.path(), "fail2ban/filter.d/django-auth.conf", mutate(RECIPE_FILTER.as_bytes(), &mut dice));
         for warning in loaded(&path).warnings {
             assert!(warning.place.line >= 1, "{warning}");
         }
+    }
+}
+
+/// Each row: the jail file, a filter, and what a warning must say; each ends soon, and harms no other jail.
+#[test]
+fn what_would_never_end_or_fill_the_memory_is_a_warning() {
+    let filter = |body: &str| format!("[Definition]\nfailregex = ^x <HOST>$\n{body}");
+    let good = filter("");
+    let doubling = |form: fn(usize) -> String| (0..40).map(form).collect::<String>();
+    let table: Vec<(&str, String, String, &str)> = vec![
+        ("an option of itself", "maxretry = %(maxretry)s\n".to_owned(), good.clone(), "without end"),
+        (
+            "options of one another",
+            "maxretry = %(a)s\na = %(b)s\nb = %(a)s\n".to_owned(),
+            good.clone(),
+            "without end",
+        ),
+        (
+            "a known one of itself",
+            "maxretry = %(known/maxretry)s\nknown/maxretry = %(known/maxretry)s\n".to_owned(),
+            good.clone(),
+            "without end",
+        ),
+        (
+            "options that double",
+            "maxretry = %(a0)s\n".to_owned() + &doubling(|n| format!("a{n} = x%(a{0})s%(a{0})s\n", n + 1)),
+            good.clone(),
+            "without end",
+        ),
+        (
+            "options that grow",
+            format!("maxretry = %(a)s\na = {}\nb = {}\n", "%(b)s".repeat(500), "y".repeat(5_000)),
+            good.clone(),
+            "grows past",
+        ),
+        (
+            "tags of one another",
+            String::new(),
+            "[Definition]\nfailregex = <a>\na = <b>\nb = <a>\n".to_owned(),
+            "without end",
+        ),
+        (
+            "tags that double",
+            String::new(),
+            "[Definition]\nfailregex = x<a0>\n".to_owned()
+                + &doubling(|n| format!("a{n} = x<a{0}><a{0}>\n", n + 1)),
+            "without end",
+        ),
+        (
+            "tags that double, asked for by the jail",
+            "failregex = %(known/failregex)s\n".to_owned(),
+            "[Definition]\nfailregex = x<a0>\n".to_owned()
+                + &doubling(|n| format!("a{n} = x<a{0}><a{0}>\n", n + 1)),
+            "names an option that is not there",
+        ),
+        (
+            "lines of tags that double",
+            String::new(),
+            "[Definition]\nfailregex = <a0>\n".to_owned()
+                + &doubling(|n| format!("a{n} = <a{0}>\n  <a{0}>\n", n + 1)),
+            "without end",
+        ),
+        (
+            "a value of ten million bytes",
+            format!("maxretry = {}\n", "9".repeat(10 << 20)),
+            good.clone(),
+            "larger than 1048576 bytes",
+        ),
+        (
+            "a filter of ten million bytes",
+            String::new(),
+            filter(&format!("x = {}\n", "9".repeat(10 << 20))),
+            "larger than 1048576 bytes",
+        ),
+        (
+            "a pattern of half a million bytes",
+            String::new(),
+            filter(&format!(" ^{} <HOST>$\n", "(a|b)".repeat(100_000))),
+            "cannot be used",
+        ),
+        (
+            "a file that includes itself",
+            String::new(),
+            format!("[INCLUDES]\nbefore = django-auth.conf\n{good}"),
+            "includes itself",
+        ),
+        (
+            "includes of a device, a folder and what is not there",
+            String::new(),
+            format!("[INCLUDES]\nbefore = /dev/zero\n  ..\nafter = ../../absent.conf\n{good}"),
+            "there is no file",
+        ),
+        (
+            "a call with a thousand options",
+            format!("filter = django-auth[{}]\n", (0..1_000).map(|n| format!("a{n}=1,")).collect::<String>()),
+            good.clone(),
+            "more than 256 options",
+        ),
+        (
+            "a thousand actions",
+            format!("action = {}\n", "ufw\n ".repeat(1_000)),
+            good.clone(),
+            "more than 32 actions",
+        ),
+        (
+            "ten thousand jails",
+            (0..10_000).map(|n| format!("[j{n}]\n")).collect(),
+            good.clone(),
+            "more than 1024 jails",
+        ),
+    ];
+    for (name, jail, filter, says) in table {
+        let option = |line: &str| line.split([' ', '=']).next().unwrap_or_default().to_owned();
+        let own: Vec<String> = jail.lines().map(option).collect();
+        let kept = RECIPE_JAIL.lines().filter(|line| !own.contains(&option(line)));
+        let kept: String = kept.map(|line| format!("{line}\n")).collect();
+        let (dir, path) = recipe("", &filter);
+        write(dir.path(), "fail2ban/filter.d/other.conf", &good);
+        // What is wrong in one file is wrong in it alone.
+        write(
+            dir.path(),
+            "fail2ban/jail.d/0.conf",
+            "[other]\nenabled = true\nlogpath = /o.log\nfilter = other\n",
+        );
+        write(dir.path(), "fail2ban/jail.local", format!("{kept}{jail}"));
+        let began = std::time::Instant::now();
+        let config = loaded(&path);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(20), "{name}: {took:?}");
+        let said: String = config.warnings.iter().map(|warning| warning.message.clone() + "\n").collect();
+        assert!(said.contains(says), "{name}: {}", said.chars().take(2_000).collect::<String>());
+        let other = config.jails.iter().find(|jail| jail.name == "other");
+        assert_eq!(other.map(|jail| &jail.state), Some(&JailState::Enabled), "{name}");
     }
 }
 
@@ -511,9 +656,13 @@ proptest! {
     #[test]
     fn no_bytes_in_fail2bans_files_make_the_import_fail(
         jail in prop::collection::vec(any::<u8>(), 0..200),
-        filter in "(\\[(INCLUDES|Definition|Init)\\]\n|(before|failregex|x) = [%()<>a-z/s ]{0,12}\n){0,8}",
+        filter in "(\\[(INCLUDES|Definition|Init|Init[?]x=y)\\]\n|(before|failregex|x) = [%()<>a-z/s ]{0,12}\n){0,8}",
+        action in "(\\[(Definition|Init)\\]\n|(actionban|x|x[?]family=inet6) = [%()<>a-z/s'\"$`\\\\{} ]{0,16}\n){0,8}",
+        call in "[a-c=\"',\\[\\] %()s]{0,30}",
     ) {
-        let (dir, path) = recipe(RECIPE_JAIL, &filter);
+        let settings = format!("{}  mail{call}\n", RECIPE_JAIL);
+        let (dir, path) = recipe(&settings, &filter);
+        write(dir.path(), "fail2ban/action.d/mail.conf", action);
         write(dir.path(), "fail2ban/jail.conf", jail);
         loaded(&path);
     }

@@ -77,6 +77,9 @@ impl Kind {
     }
 }
 
+/// Options of one file that do not expand, after which no further one is tried: each may have cost all it may.
+const SPOILED_MAX: usize = 16;
+
 /// Tags of an action that only a ban fills in, whatever options of these names say.
 const FILLED_IN_LATER: [&str; 5] = ["matches", "ipmatches", "ipjailmatches", "timeout", "bantime"];
 
@@ -129,6 +132,8 @@ pub(super) struct Definition {
     vars_of_tags: Vars,
     /// Option names that tags leave alone.
     ignored: BTreeSet<String>,
+    /// Options with a condition, `x?key=value`, by the name without it.
+    cases: BTreeMap<String, Vec<String>>,
 }
 
 impl Definition {
@@ -159,15 +164,20 @@ impl Definition {
             init.insert(format!("known/{option}"), value.clone());
             init.entry(option.clone()).or_insert(value);
         }
-        let conditional =
-            init.keys().chain(layers.sections.get(SECTION).into_iter().flat_map(|own| own.keys()));
-        let conditional = conditional.filter_map(|option| layers::condition(option));
+        let own = layers.sections.get(SECTION).into_iter().flat_map(|own| own.keys());
+        let cases: BTreeMap<String, Vec<String>> = own
+            .chain(init.keys())
+            .filter_map(|option| Some((layers::condition(option)?.0.to_owned(), option.clone())))
+            .fold(BTreeMap::new(), |mut cases, (plain, option)| {
+                cases.entry(plain).or_insert_with(Vec::new).push(option);
+                cases
+            });
         let mut ignored: BTreeSet<String> = BTreeSet::new();
         if kind == Kind::Action {
-            ignored.extend(conditional.map(|(plain, _)| plain.to_owned()));
+            ignored.extend(cases.keys().cloned());
             ignored.extend(FILLED_IN_LATER.map(str::to_owned));
         }
-        Self { kind, layers, init, jail, vars, vars_of_tags, ignored }
+        Self { kind, layers, init, jail, vars, vars_of_tags, ignored, cases }
     }
 
     /// Whether the file itself sets the option in its own section.
@@ -200,13 +210,19 @@ impl Definition {
         let names = own.map(String::as_str).chain(self.init.keys().map(String::as_str));
         let names: BTreeSet<&str> = names.chain(self.kind.options().iter().copied()).collect();
         let mut known = Vars::new();
+        let mut spoiled = 0;
         for option in names.into_iter().filter(|option| !option.starts_with("known/")) {
-            if let Some(Ok(mut value)) = self.option(option) {
-                for line in &mut value {
-                    // What is expanded already has no names in it.
-                    line.text = line.text.replace('%', "%%");
+            match self.option(option) {
+                Some(Ok(mut value)) => {
+                    for line in &mut value {
+                        // What is expanded already has no names in it.
+                        line.text = line.text.replace('%', "%%");
+                    }
+                    known.insert(format!("known/{option}"), value);
                 }
-                known.insert(format!("known/{option}"), value);
+                Some(Err(_)) if spoiled == SPOILED_MAX => break,
+                Some(Err(_)) => spoiled += 1,
+                None => {}
             }
         }
         known
@@ -225,11 +241,8 @@ impl Definition {
         if self.kind == Kind::Action {
             return None;
         }
-        let begins = format!("{tag}?");
-        let own = self.layers.sections.get(SECTION).into_iter().flat_map(|own| own.keys());
-        let cases =
-            own.chain(self.init.keys()).filter_map(|option| Some((option, option.strip_prefix(&begins)?)));
-        for (option, case) in cases {
+        for option in self.cases.get(tag)? {
+            let Some((_, case)) = option.split_once('?') else { continue };
             let Some((key, wanted)) = case.split_once('=') else { continue };
             let given = self.init.get(key).cloned().or_else(|| self.anywhere(key));
             if given.is_some_and(|given| given.is_ok_and(|given| text_of(&given) == wanted)) {

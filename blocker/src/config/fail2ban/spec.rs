@@ -280,7 +280,7 @@ impl Reading<'_> {
         let backend = if files { "auto" } else { spec.backend.text.as_str() };
         let read = self.filter_call(&filter).and_then(|call| self.filter_files(call, &filter.at, backend));
         let read = read.ok();
-        let known = read.as_ref().map_or_else(Vars::new, |read| {
+        let known = read.as_ref().filter(|_| self.asks_for_known()).map_or_else(Vars::new, |read| {
             let first_look = read.define(&filter.at, &first, &first);
             first_look.known()
         });
@@ -308,6 +308,13 @@ impl Reading<'_> {
         }
         spec.wrong = std::mem::take(&mut self.wrong);
         spec
+    }
+
+    /// Whether any value may name one of the filter's, `%(known/x)s`; making those is work.
+    fn asks_for_known(&self) -> bool {
+        let own = self.layers.sections.get(self.name);
+        let values = self.layers.defaults.values().chain(own.into_iter().flat_map(|own| own.values()));
+        values.flatten().any(|line| line.text.to_lowercase().contains("%(known/"))
     }
 
     fn wrong(&mut self, option: &str, at: &Place, what: String, hint: &str) -> Kept {
