@@ -12,10 +12,7 @@ use blocker::{
     config,
     filter::{
         Clock, Dialect, Filter, FilterSpec, Pattern, Place, Sample, SourceMatcher, Verdict,
-        lint::{
-            self, Safety,
-            mutate::{Mutation, Mutator},
-        },
+        lint::{self, Safety, mutate::Mutator},
     },
 };
 
@@ -43,16 +40,16 @@ fn every_shipped_filter_is_proven_safe() {
 /// Mutants of each shipped filter; `cargo xtask fuzz mutants` tries many more.
 const MUTANTS: u64 = 400;
 
-fn mutated(spec: &FilterSpec, seed: u64, count: u64) -> Mutation {
+fn mutator(spec: &FilterSpec) -> Mutator {
     let filter = Arc::new(Filter::compile(spec.clone()).unwrap_or_else(|error| panic!("{error}")));
-    Mutator::new(spec, filter, &[]).run(seed, count)
+    Mutator::new(spec, filter, &[])
 }
 
 #[test]
 fn no_mutant_of_a_shipped_filters_sample_blames_whom_its_author_planted() {
     let mut fields = 0;
     for spec in shipped() {
-        let mutation = mutated(&spec, 1, MUTANTS);
+        let mutation = mutator(&spec).run(1, MUTANTS);
         assert_eq!(mutation.forged, None, "{}", spec.name);
         fields += mutation.fields;
     }
@@ -86,11 +83,12 @@ fn mutants_forge_what_can_be_forged() {
             sample(line, Some("203.0.113.9")),
             sample("Nov 24 02:47:40 web door[1]: greeting of bob by 203.0.113.9 (front)", None),
         ];
-        let mutation = mutated(&spec, 7, 4_000);
+        let mutation = mutator(&spec).run(7, 4_000);
+        let against = mutator(&spec).run_against_claims(7, 4_000);
         assert_eq!(mutation.forged.is_some(), forged, "{pattern} {mutation:?}");
-        assert_eq!(mutation.claimed.is_some(), claimed, "{pattern} {mutation:?}");
-        assert_eq!(mutation, mutated(&spec, 7, 4_000), "{pattern}");
-        if let Some(forgery) = mutation.forged.or(mutation.claimed) {
+        assert_eq!(against.forged.is_some(), claimed, "{pattern} {against:?}");
+        assert_eq!(mutation, mutator(&spec).run(7, 4_000), "{pattern}");
+        if let Some(forgery) = mutation.forged.or(against.forged) {
             let filter = Arc::new(Filter::compile(spec).unwrap());
             let mut found = None;
             SourceMatcher::new(vec![filter])

@@ -8,6 +8,7 @@ pub mod check;
 pub mod conformance;
 pub mod demo;
 pub mod django;
+pub mod fuzz;
 pub mod lab;
 pub mod run;
 pub mod setup;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, conformance, demo, lab::agent::Backend, run, setup, test};
+use xtask::{bench, build, check, conformance, demo, fuzz, lab::agent::Backend, run, setup, test};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Sets up, builds, shows, tests and measures blocker")]
@@ -61,6 +61,24 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Feeds bytes of any kind to what reads text, or mutants of their samples to all filters.
+    Fuzz {
+        /// Which.
+        #[arg(value_enum, required_unless_present = "all")]
+        target: Option<fuzz::Target>,
+        /// Every target but the mutants.
+        #[arg(long, conflicts_with = "target")]
+        all: bool,
+        /// How long each target runs.
+        #[arg(long, value_name = "N", default_value_t = fuzz::SECONDS)]
+        seconds: u64,
+        /// How many mutants.
+        #[arg(long, value_name = "N", default_value_t = fuzz::MUTANTS)]
+        count: u64,
+        /// What the mutants follow from.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
     /// Prints figures as ratios within one run.
     Bench {
         /// Which; all when none is named.
@@ -91,6 +109,8 @@ fn run_verb(verb: Verb) -> anyhow::Result<()> {
         Verb::Test { filter } => test::run(&filter),
         Verb::Check => check::run(),
         Verb::Conformance { fail2ban, json } => conformance::run(fail2ban.as_deref(), json),
+        Verb::Fuzz { target: Some(fuzz::Target::Mutants), count, seed, .. } => fuzz::mutants(count, seed),
+        Verb::Fuzz { target, seconds, .. } => fuzz::run(target, seconds),
         Verb::Bench { which } => bench::run(&which),
     }
 }

@@ -23,10 +23,12 @@ pub enum Need {
     Lab,
     /// fail2ban, to be compared with; its service is not started.
     Incumbent,
+    /// cargo-fuzz, and the C++ compiler that its fuzzer is built with.
+    Fuzzer,
 }
 
 /// Every need.
-pub const ALL: [Need; 4] = [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent];
+pub const ALL: [Need; 5] = [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent, Need::Fuzzer];
 
 /// A compiler that can build `core` for BPF, and how to call it.
 #[derive(Clone, Debug)]
@@ -61,6 +63,7 @@ pub fn run(needs: &[Need], print_only: bool) -> Result<()> {
             Need::Lab => installer.packages(&missing_tools())?,
             Need::Bpf => installer.bpf()?,
             Need::Incumbent => installer.incumbent()?,
+            Need::Fuzzer => installer.fuzzer()?,
         }
     }
     Ok(())
@@ -155,6 +158,18 @@ impl Installer {
         install.arg(format!("llvm-{llvm}")).arg("--root").arg(linker_root(llvm));
         // The lint and wrapper settings of this workspace are not meant for another project.
         self.step(install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}")).current_dir("/"))
+    }
+
+    fn fuzzer(&self) -> Result<()> {
+        if !has("c++") {
+            self.packages(&["g++".to_owned()])?;
+        }
+        if cargo_fuzz().exists() {
+            return Ok(());
+        }
+        let mut install = Command::new("cargo");
+        install.args(["install", "cargo-fuzz", "--locked", "--root"]).arg(crate::workspace().join(TOOLS));
+        self.step(install.current_dir("/"))
     }
 }
 
@@ -266,9 +281,17 @@ pub fn linker(llvm: u32) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// Where tools are installed that are this workspace's alone.
+const TOOLS: &str = "target/tools";
+
+/// Where setup puts `cargo-fuzz`.
+pub fn cargo_fuzz() -> PathBuf {
+    crate::workspace().join(TOOLS).join("bin/cargo-fuzz")
+}
+
 /// Kept apart by LLVM version: a linker of another one reads the compiler's output wrongly or not at all.
 fn linker_root(llvm: u32) -> PathBuf {
-    crate::workspace().join(format!("target/tools/bpf-linker-llvm-{llvm}"))
+    crate::workspace().join(TOOLS).join(format!("bpf-linker-llvm-{llvm}"))
 }
 
 fn missing_libraries() -> Result<Vec<String>> {

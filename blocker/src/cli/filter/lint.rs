@@ -48,7 +48,8 @@ pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>,
         match mutate.file.map(lines_of).transpose() {
             Ok(lines) => {
                 let mut mutator = Mutator::new(spec, filter, &lines.unwrap_or_default());
-                mutation = Some(mutator.run(mutate.seed, mutate.count));
+                let claims = mutator.run_against_claims(mutate.seed, mutate.count / 4);
+                mutation = Some((mutator.run(mutate.seed, mutate.count), claims.forged));
             }
             Err(why) => {
                 complain(&why);
@@ -63,8 +64,8 @@ pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>,
         let proofs: Vec<Value> = proofs.iter().map(proof_json).collect();
         let mut out = json!({ "filter": spec.name, "safety": worst.name(), "proofs": proofs });
         out["notes"] = notes.iter().map(note_json).collect();
-        if let Some(mutation) = &mutation {
-            out["mutation"] = mutation_json(mutation);
+        if let Some((mutation, claimed)) = &mutation {
+            out["mutation"] = mutation_json(mutation, claimed.as_ref());
         }
         say(&format!("{out:#}\n"));
     } else {
@@ -77,12 +78,12 @@ pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>,
         for note in &notes {
             say(&format!("note      {}: {}\n", place_text(&note.at), show::clean(&note.what)));
         }
-        if let Some(mutation) = &mutation {
-            say(&mutation_text(mutation));
+        if let Some((mutation, claimed)) = &mutation {
+            say(&mutation_text(mutation, claimed.as_ref()));
         }
         say(&format!("{}: {}\n", show::clean(&spec.name), worst.name()));
     }
-    let is_forged = mutation.is_some_and(|mutation| mutation.forged.is_some());
+    let is_forged = mutation.is_some_and(|(mutation, _)| mutation.forged.is_some());
     if worst == Safety::Unsafe || is_forged { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -101,8 +102,8 @@ fn note_json(note: &Note) -> Value {
     json!({ "file": note.at.path.display().to_string(), "line": note.at.line, "what": note.what })
 }
 
-fn mutation_text(mutation: &Mutation) -> String {
-    let Mutation { mutants, fields, lost, forged, claimed } = mutation;
+fn mutation_text(mutation: &Mutation, claimed: Option<&Forgery>) -> String {
+    let Mutation { mutants, fields, lost, forged } = mutation;
     let mut text = format!("{mutants} mutants of {fields} places, {lost} of them no failures any more\n");
     if let Some(forgery) = forged {
         text += &format!("FORGED    {}: {}\n", place_text(&forgery.at), show::clean(&forgery.line));
@@ -118,7 +119,7 @@ fn mutation_text(mutation: &Mutation) -> String {
     text
 }
 
-fn mutation_json(mutation: &Mutation) -> Value {
+fn mutation_json(mutation: &Mutation, claimed: Option<&Forgery>) -> Value {
     let forgery = |forgery: &Forgery| {
         let file = forgery.at.path.display().to_string();
         json!({ "file": file, "line": forgery.at.line, "text": forgery.line, "planted": forgery.planted })
@@ -128,7 +129,7 @@ fn mutation_json(mutation: &Mutation) -> Value {
         "fields": mutation.fields,
         "lost": mutation.lost,
         "forged": mutation.forged.as_ref().map(forgery),
-        "claimed": mutation.claimed.as_ref().map(forgery),
+        "claimed": claimed.map(forgery),
     })
 }
 
