@@ -505,7 +505,7 @@ fn what_cannot_start_says_why_and_what_to_do() {
     let (code, said) =
         run(&["check", "--config", &stage.scratch.join("bad.toml").display().to_string()], false);
     assert_eq!(code, Some(78), "{said}");
-    assert!(said.contains("bad.toml:3:1") && said.contains("filters"), "{said}");
+    assert!(said.contains("bad.toml:3:10") && said.contains("`filters = [...]`"), "{said}");
     let (code, said) = run(&["bans"], false);
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("blocker run"), "{said}");

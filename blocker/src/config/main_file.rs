@@ -297,7 +297,16 @@ fn inline_filter(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Optio
         FilterSpec { name: format!("jail.{name}"), path: reader.doc.path.clone(), ..FilterSpec::default() };
     let (failregex, ignoreregex) = (reader.value(table, "failregex"), reader.value(table, "ignoreregex"));
     let mut key = table.key_of("failregex");
-    if let Some((entries, _)) = reader.table(table, "filter") {
+    let named =
+        reader.value(table, "filter").filter(|value| !matches!(value.get_ref(), toml::de::DeValue::Table(_)));
+    if let Some(named) = named {
+        let message = format!("this is a TOML {}", named.get_ref().type_str());
+        let key = table.key_of("filter");
+        let hint = format!(
+            "name filters with `filters = [...]`; the table [{key}] is for a filter of the jail's own"
+        );
+        reader.error(named.span(), &key, message, &hint);
+    } else if let Some((entries, _)) = reader.table(table, "filter") {
         for (name, value) in [("failregex", failregex), ("ignoreregex", ignoreregex)] {
             if let Some(value) = value {
                 let message = "this jail has a filter of its own beside it".to_owned();
