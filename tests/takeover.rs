@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -14,7 +15,7 @@ use blocker::{
     store::{Store, read_former_bans},
     time::{BanTime, Timestamp, Until},
 };
-use xtask::lab::{Scratch, agent::Agent, agent::Backend, lan::Lan, missing, skipped};
+use xtask::lab::{Scratch, agent::Agent, agent::Backend, lan::Lan, missing, skipped, wait_for};
 
 /// Bans as fail2ban records them, then prints what it would restore: `ip end count`, -1 without end.
 const MAKE: &str = r#"
@@ -207,4 +208,73 @@ fn where_the_bans_are_is_what_fail2ban_conf_says() {
         let config = config::load(&main).unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config.former_bans.as_deref(), expected.map(Path::new), "{conf:?}");
     }
+}
+
+/// fail2ban's files run live: a ban, the jail's own command beside it, and a reload in which one filter is broken.
+#[test]
+fn an_imported_jail_bans_runs_its_command_and_outlives_a_neighbours_broken_filter() {
+    const NAME: &str = "an_imported_jail_bans_runs_its_command_and_outlives_a_neighbours_broken_filter";
+    if let Some(reason) = missing() {
+        return skipped(NAME, &reason);
+    }
+    let scratch = Scratch::new("import").unwrap();
+    let at = |name: &str| scratch.join(name);
+    let write = |name: &str, text: &str| {
+        fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+        fs::write(at(name), text).unwrap();
+    };
+    let told = at("told");
+    write("fail2ban/jail.conf", "[DEFAULT]\nenabled = true\nmaxretry = 2\nbantime.increment = true\n");
+    let jails = ["good", "bad"].map(|name| {
+        let logs = at("logs").display().to_string();
+        let own = if name == "good" { format!("\n  tell[to='{}']", told.display()) } else { String::new() };
+        format!("[{name}]\nfilter = {name}\nlogpath = {logs}/*/{name}.log\naction = iptables-allports{own}\n")
+    });
+    write("fail2ban/jail.local", &jails.concat());
+    for name in ["good", "bad"] {
+        write(
+            &format!("fail2ban/filter.d/{name}.conf"),
+            "[Definition]\nfailregex = ^no login from <HOST>$\n",
+        );
+    }
+    let action = "[Definition]\nactionban = printf '%%s %%s\\n' '<ip>' \"<failures>\" >> '<to>'\n";
+    write("fail2ban/action.d/tell.conf", action);
+    write("logs/first/good.log", "");
+    let lan = Lan::new().unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
+    let mut agent = Agent::new(&scratch, &lan.host, Backend::Nftables);
+    agent.tables(&format!("[import]\nfail2ban = '{}'", at("fail2ban").display()));
+    agent.start(binary).unwrap();
+    let fail = |log: &str, address: &str| {
+        fs::create_dir_all(at(log).parent().unwrap()).unwrap();
+        let mut file = fs::File::options().append(true).create(true).open(at(log)).unwrap();
+        file.write_all(format!("no login from {address}\n").repeat(2).as_bytes()).unwrap();
+    };
+    let banned = |expected: &[&str]| {
+        let found = wait_for(Duration::from_secs(5), || {
+            let mut found = agent.banned(binary).ok()?;
+            found.sort();
+            (found == expected).then_some(())
+        });
+        assert!(found.is_some(), "{expected:?}: {:?}\n{}", agent.banned(binary), agent.log());
+    };
+    fail("logs/first/good.log", "203.0.113.1");
+    fail("logs/second/bad.log", "203.0.113.2");
+    banned(&["203.0.113.1", "203.0.113.2"]);
+    let line = wait_for(Duration::from_secs(5), || {
+        fs::read_to_string(&told).ok().filter(|text| text.ends_with('\n'))
+    });
+    assert_eq!(line.as_deref(), Some("203.0.113.1 2\n"), "{}", agent.log());
+
+    write("fail2ban/filter.d/bad.conf", "[Definition]\nfailregex = ^no (login from <HOST>$\n");
+    let said = agent.json(binary, &["reload"]).unwrap().to_string();
+    assert!(said.contains("filter.d/bad.conf:2:13") && said.contains("the jail is not in force"), "{said}");
+    fail("logs/first/good.log", "203.0.113.3");
+    fail("logs/second/bad.log", "203.0.113.4");
+    banned(&["203.0.113.1", "203.0.113.2", "203.0.113.3"]);
+
+    write("fail2ban/filter.d/bad.conf", "[Definition]\nfailregex = ^no login from <HOST>$\n");
+    agent.cli(binary, &["reload"]).unwrap();
+    fail("logs/second/bad.log", "203.0.113.5");
+    banned(&["203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.5"]);
 }
