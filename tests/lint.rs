@@ -280,3 +280,36 @@ fn lint_says_what_it_found_to_people_and_to_programs() {
     assert!(printed.contains("FORGED    ") && printed.contains("UNPROVEN  "), "{printed}");
     assert_eq!(blocker(&["lint", file, "--mutate", "/no/such/log"], "").0, 66);
 }
+
+#[test]
+fn check_warns_of_filters_that_lines_can_steer_and_of_lines_that_can_be_forged() {
+    const STEERED: &str = "is UNSAFE: the text of a line";
+    const FORGED: &str = "may write a line break";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("filters")).unwrap();
+    for (log, pattern, newline_safe, says, silent) in [
+        ("door.log", "^knock of .*? by <ADDR>", "'file'", &[STEERED][..], &[FORGED][..]),
+        ("door.log", "^knock of .* by <ADDR>$", "'file'", &[], &[STEERED, FORGED]),
+        ("door.log", "^knock of .* by <ADDR>$", "'journal'", &[FORGED, "syslog daemon"], &[STEERED]),
+        ("auth.log", "^knock of .* by <ADDR>$", "'journal'", &[], &[STEERED, FORGED]),
+        ("auth.log", "^knock of .* by <ADDR>$", "", &[FORGED, "observe"], &[STEERED]),
+    ] {
+        let filter = format!("failregex = ['{pattern}']\nnewline_safe = [{newline_safe}]\n");
+        fs::write(path("filters/door.toml"), filter).unwrap();
+        fs::write(path(log), "").unwrap();
+        let config = format!(
+            "filter_dirs = ['filters']\n[jail.door]\nfiles = ['{}']\nfilters = ['door']\n",
+            path(log).display()
+        );
+        fs::write(path("blocker.toml"), config).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_blocker"))
+            .args(["check", "--config", path("blocker.toml").to_str().unwrap()])
+            .output()
+            .unwrap();
+        let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{printed}");
+        assert!(says.iter().all(|text| printed.contains(text)), "{pattern} {newline_safe}: {printed}");
+        assert!(!silent.iter().any(|text| printed.contains(text)), "{pattern} {newline_safe}: {printed}");
+    }
+}

@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode, sync::Arc};
 
 use serde_json::json;
 
-use super::{complain, exit, say, show};
+use super::{complain, doubts, exit, say, show};
 use crate::{
     config::{self, Config},
     filter::Filter,
@@ -25,8 +25,9 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
         }
     };
     let failures: Vec<String> = samples(&config);
+    let doubts = doubts::of(&config);
     if as_json {
-        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).chain(doubts).collect();
         let jails: Vec<_> = config.policy.jails.iter().map(|jail| jail_json(&config, jail)).collect();
         let report =
             json!({ "ok": failures.is_empty(), "jails": jails, "warnings": warnings, "samples": failures });
@@ -37,6 +38,9 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
         }
         for warning in &config.warnings {
             say(&format!("{}\n", show::clean_lines(&warning.to_string())));
+        }
+        for doubt in &doubts {
+            say(&format!("{}\n", show::clean(doubt)));
         }
     }
     for failure in &failures {

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod check;
+mod doubts;
 mod filter;
 mod import;
 mod show;

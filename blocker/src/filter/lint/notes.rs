@@ -23,8 +23,8 @@ pub fn notes(spec: &FilterSpec) -> Vec<Note> {
     if spec.newline_safe.is_empty() && spec.dialect == Dialect::Native {
         notes.push(Note {
             at: Place { path: spec.path.clone(), ..Place::default() },
-            what: "newline_safe is not declared: where whoever is logged can write a line break, he can write a \
-                   whole line"
+            what: "newline_safe names no kind of source: whoever is logged may write a line break, and with it a whole \
+                   line"
                 .to_owned(),
         });
     }

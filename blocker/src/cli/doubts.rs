@@ -1,0 +1,124 @@
+//! What `blocker check` doubts: filters that log text could steer, and logs in which whole lines could be forged.
+#![forbid(unsafe_code)]
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::{Config, place_text},
+    filter::{
+        Dialect, Filter, SourceKind,
+        lint::{self, Safety},
+    },
+    policy::{Jail, SourceSpec},
+};
+
+/// How long all proofs together may take.
+const PROOF_SPAN_MAX: Duration = Duration::from_secs(2);
+/// States that one proof may look at; `blocker filter lint` looks at more.
+const PROOF_STATES_MAX: usize = 20_000;
+/// Files that are syslog's by convention: entries are framed in them.
+const SYSLOG_FILES: [&str; 9] = [
+    "auth.log",
+    "syslog",
+    "messages",
+    "secure",
+    "mail.log",
+    "maillog",
+    "mail.warn",
+    "daemon.log",
+    "user.log",
+];
+
+/// Everything that is doubtful in the filters of a configuration, and in what they read.
+pub(super) fn of(config: &Config) -> Vec<String> {
+    let mut doubts = unsafe_filters(config);
+    for jail in &config.policy.jails {
+        for filter in &jail.filters {
+            doubts.extend(forgeable_lines(config, jail, filter));
+        }
+    }
+    doubts
+}
+
+/// Filters that are not ours, since ours are proven when they are built.
+fn unsafe_filters(config: &Config) -> Vec<String> {
+    let mut seen: Vec<&Arc<Filter>> = Vec::new();
+    let mut doubts = Vec::new();
+    let mut unproven = Vec::new();
+    let start = Instant::now();
+    for filter in config.policy.jails.iter().flat_map(|jail| &jail.filters) {
+        let spec = filter.spec();
+        if spec.path.starts_with("built-in:") || seen.iter().any(|known| Arc::ptr_eq(known, filter)) {
+            continue;
+        }
+        seen.push(filter);
+        let mut proofs = lint::proofs(spec, PROOF_STATES_MAX);
+        let found = loop {
+            if start.elapsed() > PROOF_SPAN_MAX {
+                unproven.push(filter.name.to_string());
+                break None;
+            }
+            match proofs.next() {
+                Some(proof) if proof.safety == Safety::Unsafe => break Some(proof),
+                Some(_) => {}
+                None => break None,
+            }
+        };
+        if let Some(proof) = found {
+            doubts.push(format!(
+                "warning: {}: the filter {:?} is UNSAFE: the text of a line can choose whom this pattern blames; see \
+                 `blocker filter lint`",
+                place_text(&proof.at),
+                filter.name
+            ));
+        }
+    }
+    if !unproven.is_empty() {
+        doubts.push(format!(
+            "warning: there was no time to prove the filters {}; ask `blocker filter lint` about each",
+            unproven.join(", ")
+        ));
+    }
+    doubts
+}
+
+/// Sources of a jail in which a line break may be an attacker's.
+fn forgeable_lines(config: &Config, jail: &Jail, filter: &Filter) -> Vec<String> {
+    // Imported filters declare nothing, and patterns in the jail itself cannot.
+    let spec = filter.spec();
+    if spec.dialect == Dialect::Fail2ban || spec.path == config.path {
+        return Vec::new();
+    }
+    let is_safe = |kind| filter.newline_safe.contains(&kind);
+    let sources = jail.sources.iter().filter_map(|id| config.policy.sources.get(usize::from(id.0)));
+    let forgeable = sources.filter_map(|source| match source {
+        SourceSpec::File(path) => {
+            let is_framed = is_safe(SourceKind::Journal) && is_syslog(path);
+            (!is_safe(SourceKind::File) && !is_framed).then(|| path.display().to_string())
+        }
+        SourceSpec::Socket(path) => (!is_safe(SourceKind::Socket)).then(|| path.display().to_string()),
+        SourceSpec::Ledger => None,
+    });
+    let advice = if is_safe(SourceKind::Journal) {
+        "read the same lines from a file that a syslog daemon writes"
+    } else {
+        "its daemon writes what it is told as it is; set `observe = true` in the jail to ban nobody by it"
+    };
+    forgeable
+        .map(|source| {
+            format!(
+                "warning: jail {:?}: in {source} whoever is logged may write a line break, and with it a whole line \
+                 for the filter {:?}; {advice}",
+                jail.name, filter.name
+            )
+        })
+        .collect()
+}
+
+fn is_syslog(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| SYSLOG_FILES.contains(&name))
+}
