@@ -85,6 +85,9 @@ pub fn layers(source: &Path) -> Result<()> {
         let relative = file.strip_prefix(source)?;
         let Some(module) = relative.iter().next().and_then(|part| part.to_str()) else { continue };
         let module = module.trim_end_matches(".rs");
+        if file.file_name().is_some_and(|name| name == "tests.rs") {
+            continue;
+        }
         let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         read += 1;
         for (index, line) in code_lines(&text) {
@@ -102,11 +105,15 @@ pub fn layers(source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lines that are neither comment nor test; a test may use what it likes.
+/// Lines that are neither comment nor test; a test may use what it likes. Tests that stand in the file end it, those
+/// of a file of their own, `tests.rs`, are one line of it.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let next = text.lines().skip(1).chain([""]);
     text.lines()
+        .zip(next)
         .enumerate()
-        .take_while(|(_, line)| line.trim() != "#[cfg(test)]")
+        .take_while(|(_, (line, next))| line.trim() != "#[cfg(test)]" || next.trim().ends_with(';'))
+        .map(|(index, (line, _))| (index, line))
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
@@ -177,6 +184,13 @@ mod tests {
         ] {
             assert_eq!(reaches_over(module, line), None, "{module}: {line}");
         }
+    }
+
+    #[test]
+    fn tests_end_a_file_only_where_they_stand_in_it() {
+        let lines = |text: &str| code_lines(text).map(|(index, _)| index).collect::<Vec<_>>();
+        assert_eq!(lines("mod a;\n#[cfg(test)]\nmod tests;\n// why\nuse b;"), [0, 1, 2, 4]);
+        assert_eq!(lines("use a;\n#[cfg(test)]\nmod tests {\nuse b;"), [0]);
     }
 
     #[test]
