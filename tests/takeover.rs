@@ -55,14 +55,14 @@ const ROWS: [&str; 9] = [
     "recidive,203.0.113.4,3600,604800,1",
     "sshd,203.0.113.5,90000,-1,1",
     "sshd,2001:db8::5,10,600,4",
-    "sshd,198.51.100.0/24,10,600,1",
+    "sshd,192.0.2.0/24,10,600,1",
     "sshd,203.0.113.8,10,600,1",
 ];
 
 /// The database, and by prefix when fail2ban would lift each ban; `None` where there is no fail2ban.
 fn make(folder: &Path, now: i64) -> Option<(PathBuf, BTreeMap<String, i64>)> {
     let path = folder.join("fail2ban.sqlite3");
-    let mut command = Command::new("python3");
+    let mut command = Command::new(incumbents_python()?);
     command
         .arg("-c")
         .arg(MAKE)
@@ -81,6 +81,12 @@ fn make(folder: &Path, now: i64) -> Option<(PathBuf, BTreeMap<String, i64>)> {
         (words[0].to_owned(), words[1].parse().unwrap())
     });
     Some((path, rows.collect()))
+}
+
+/// The Python that runs fail2ban, which need not be the first on the path; `None` where there is no fail2ban.
+fn incumbents_python() -> Option<PathBuf> {
+    let script = fs::read_to_string("/usr/bin/fail2ban-client").ok()?;
+    Some(script.lines().next()?.strip_prefix("#!")?.split_whitespace().next()?.into())
 }
 
 fn now() -> i64 {

@@ -151,7 +151,8 @@ fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let path = entry?.path();
         if path.is_dir() {
             files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            // A `tests.rs` is a module of tests, as what follows `#[cfg(test)]` in another file is.
             files.push(path);
         }
     }
