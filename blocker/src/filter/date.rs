@@ -116,7 +116,9 @@ fn numeric(c: &mut Cursor<'_>) -> Option<Date> {
     c.byte(separator)?;
     let day = c.number(2, 2)?;
     c.one_of(b"T ")?;
-    let time = c.time_of_day()?;
+    // MariaDB pads the hour with a space.
+    let hour_digits = if c.byte(b' ').is_some() { 1 } else { 2 };
+    let time = c.time(hour_digits)?;
     let zone = c.zone();
     civil(Some(year), month, day, time, zone)
 }
@@ -279,7 +281,12 @@ impl Cursor<'_> {
     }
 
     fn time_of_day(&mut self) -> Option<TimeOfDay> {
-        let hour = self.number(2, 2)?;
+        self.time(2)
+    }
+
+    /// A time of day whose hour has so many digits.
+    fn time(&mut self, hour_digits: usize) -> Option<TimeOfDay> {
+        let hour = self.number(hour_digits, hour_digits)?;
         self.byte(b':')?;
         let minute = self.number(2, 2)?;
         self.byte(b':')?;
@@ -355,6 +362,7 @@ mod tests {
             ("2026-11-24T02:47:40Z x", " x", 1_795_488_460),
             ("[2026-11-24 02:47:40 +0000] [7] x", "[] [7] x", 1_795_488_460),
             ("2026/11/24 02:47:40 [error] x", " [error] x", 1_795_488_460),
+            ("2026-11-24  2:47:40 12 [Warning] x", " 12 [Warning] x", 1_795_488_460),
             ("Nov 24 02:47:40 host sshd[1]: x", " host sshd[1]: x", 1_795_488_460),
             ("<38>Nov  4 02:47:40 2026 x", "<38> 2026 x", 1_793_760_460),
             ("Nov 25 13:00:01 host x", " host x", 1_764_075_601),
