@@ -384,6 +384,44 @@ fn what_import_prints_says_at_the_place_what_it_could_not_carry_over() {
 }
 
 #[test]
+fn the_ports_that_a_jail_asks_for_are_kept_and_shown() {
+    let action = "action = iptables[port=\"ssh,8000:8010\", protocol=tcp]\n  iptables[name=u, port=53, protocol=udp]\n";
+    let jail = RECIPE_JAIL.replace("action = iptables-allports\n", action);
+    let (_dir, path) = recipe(&jail, "[Definition]\nfailregex = ^x <HOST>$\n");
+    let config = loaded(&path);
+    let ports = config.policy.jails[0].ports.as_ref().map(ToString::to_string);
+    assert_eq!(ports.as_deref(), Some("tcp and udp 22, 8000-8010, 53"));
+    let setting = config.jails[0].settings.iter().find(|setting| setting.key == "ports");
+    assert_eq!(setting.map(|setting| &setting.value), ports.as_ref());
+}
+
+#[test]
+fn check_names_the_jails_whose_logs_are_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let jail = |name: &str, files: &[&str]| {
+        let files: Vec<String> = files.iter().map(|file| at(file)).collect();
+        format!("[jail.{name}]\nfilters = ['sshd']\nfiles = {files:?}\n")
+    };
+    write(dir.path(), "logs/one/a.log", "");
+    let text = [
+        jail("there", &["logs/one/a.log"]),
+        jail("one-there", &["absent.log", "logs/*/a.log"]),
+        jail("absent", &["absent.log", "logs/*/b.log"]),
+    ];
+    let path = write(dir.path(), "blocker.toml", text.concat());
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_blocker"));
+    let said =
+        String::from_utf8(check.arg("check").arg("--config").arg(&path).output().unwrap().stdout).unwrap();
+    let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("warning: [")).collect();
+    assert!(
+        warnings.len() == 1 && warnings[0].starts_with("warning: [absent] none of its logs is there"),
+        "{said}"
+    );
+    assert!(warnings[0].contains("journal") && warnings[0].contains("rsyslog"), "{said}");
+}
+
+#[test]
 fn blockers_own_jail_stands_before_an_imported_one_of_the_same_name() {
     let (dir, path) = recipe(RECIPE_JAIL, RECIPE_FILTER);
     let own =

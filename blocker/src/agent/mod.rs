@@ -47,6 +47,9 @@ mod note;
 mod protected;
 mod report;
 mod runner;
+mod unlogged;
+
+pub use unlogged::unlogged;
 
 use note::shown;
 use runner::{Answer, Runner};
@@ -323,6 +326,11 @@ impl Agent {
                 crate::time::span_text(jail.findtime),
                 jail.bantime
             );
+        }
+        for jail in &self.config.policy.jails {
+            if let Some(warning) = unlogged(&self.config.policy, jail) {
+                warn!("{warning}");
+            }
         }
         if !xdp::is_built_in() {
             warn!("{}", backend::XDP_NOT_BUILT_IN);

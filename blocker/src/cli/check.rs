@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{complain, doubts, exit, say, show};
 use crate::{
+    agent::unlogged,
     config::{self, Config},
     filter::Filter,
     policy::{ActionSpec, Jail, SourceSpec},
@@ -35,6 +36,9 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
     } else {
         for jail in &config.policy.jails {
             say(&jail_text(&config, jail));
+        }
+        for warning in config.policy.jails.iter().filter_map(|jail| unlogged(&config.policy, jail)) {
+            say(&format!("warning: {}\n", show::clean(&warning)));
         }
         for warning in &config.warnings {
             say(&format!("{}\n", show::clean_lines(&warning.to_string())));

@@ -132,7 +132,8 @@ impl Rules {
         let ignorecommand =
             self.ignorecommand.value.as_ref().map_or_else(String::new, |asked| asked.command.to_string());
         let setting = |key, value, at: &Option<Place>| Setting { key, value, at: at.clone() };
-        vec![
+        let ports = self.ports.iter().map(|ports| setting("ports", ports.to_string(), &self.actions.at));
+        let mut settings = vec![
             setting("maxretry", self.maxretry.value.to_string(), &self.maxretry.at),
             setting("findtime", span_text(self.findtime.value), &self.findtime.at),
             setting("bantime", self.bantime.value.to_string(), &self.bantime.at),
@@ -144,7 +145,10 @@ impl Rules {
             setting("actions", actions.join(" "), &self.actions.at),
             setting("escalation", escalation, &self.escalation.at),
             setting("ignorecommand", ignorecommand, &self.ignorecommand.at),
-        ]
+        ];
+        // Kept and shown; a ban is on all ports.
+        settings.extend(ports);
+        settings
     }
 }
 

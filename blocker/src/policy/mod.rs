@@ -1,7 +1,7 @@
 //! What the engine is to do, as data: the configuration after everything in it was checked.
 #![forbid(unsafe_code)]
 
-use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{engine::SourceId, filter::Filter, net::Prefix, time::BanTime};
 
@@ -123,6 +123,28 @@ pub struct PortSpec {
     pub protocols: Vec<Protocol>,
     /// Ports of those protocols that have ports; empty for all.
     pub ports: Vec<RangeInclusive<u16>>,
+}
+
+/// As people write it: `tcp 22, 8000-8010`.
+impl fmt::Display for PortSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.protocols.iter().map(|protocol| match protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+            Protocol::Dccp => "dccp",
+            Protocol::Icmp => "icmp",
+        });
+        f.write_str(&names.collect::<Vec<_>>().join(" and "))?;
+        for (index, range) in self.ports.iter().enumerate() {
+            f.write_str(if index == 0 { " " } else { ", " })?;
+            match (range.start(), range.end()) {
+                (first, last) if first == last => write!(f, "{first}")?,
+                (first, last) => write!(f, "{first}-{last}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A protocol above IP.

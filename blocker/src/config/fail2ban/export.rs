@@ -5,13 +5,7 @@
 //! in fail2ban's language, expanded.
 #![forbid(unsafe_code)]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Arc, time::Duration};
 
 use super::{
     action::{self, Translated},
@@ -24,7 +18,7 @@ use crate::{
         jails::{Draft, JailState, Jails, Rules},
     },
     filter::{Filter, FilterSpec},
-    policy::{ActionSpec, CommandLine, Escalation, IgnoreCommand, PortSpec, SourceSpec},
+    policy::{ActionSpec, CommandLine, Escalation, IgnoreCommand, SourceSpec},
     time::BanTime,
 };
 
@@ -185,7 +179,7 @@ impl Writing {
         for used in &spec.actions {
             match action::translate(used, &spec.name) {
                 Translated::Dropping(_) => {
-                    let ports = rules.ports.as_ref().map(|ports| format!(" (there: {})", ports_text(ports)));
+                    let ports = rules.ports.as_ref().map(|ports| format!(" (there: {ports})"));
                     let _ = writeln!(
                         body,
                         "# {}: bans are blocker's own, on all ports{}.",
@@ -375,17 +369,6 @@ fn list(text: &mut String, name: &str, items: &[String]) {
         text.push_str("\n]");
     }
     text.push('\n');
-}
-
-fn ports_text(ports: &PortSpec) -> String {
-    let protocols: BTreeSet<String> =
-        ports.protocols.iter().map(|protocol| format!("{protocol:?}").to_lowercase()).collect();
-    let ranges = ports.ports.iter().map(|range| match (range.start(), range.end()) {
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
-    });
-    let ranges: Vec<String> = ranges.collect();
-    format!("{} {}", protocols.into_iter().collect::<Vec<_>>().join(" and "), ranges.join(", "))
 }
 
 fn ban_time(bantime: BanTime) -> String {

@@ -45,6 +45,11 @@ const READ_COST_MIN: usize = 4096;
 /// Renames whose second half did not arrive yet.
 const COOKIES_MAX: usize = 64;
 
+/// Whether anything is there now under this path or pattern.
+pub fn is_there(path: &path::Path) -> bool {
+    expand::Pattern::of(path).map_or_else(|| path.exists(), |pattern| !pattern.list().0.is_empty())
+}
+
 /// How much and how long to read.
 #[derive(Clone, Debug)]
 pub struct Options {
