@@ -168,20 +168,20 @@ fn options_change_what_a_pattern_sees() {
         (with(|o| o.journal = true), "^bad <HOST>$", b"bad 192.0.2.1", "192.0.2.1 1"),
         (with(|o| o.journal = true), "^ bad <HOST>$", b"Nov 24 12:59:59 bad 192.0.2.1", ""),
         (
-            with(|o| o.logencoding = Some(self::pattern("latin1"))),
+            with(|o| o.logencoding = Some(pattern("latin1"))),
             "^ b\u{e4}d <HOST>$",
             b"Nov 24 12:59:59 b\xe4d 192.0.2.1",
             "192.0.2.1 1",
         ),
         (with(|_| {}), "^ b\\Wd <HOST>$", b"Nov 24 12:59:59 b\xe4d 192.0.2.1", "192.0.2.1 1"),
         (
-            with(|o| o.datepattern = Some(self::pattern("^<%Y-%j>"))),
+            with(|o| o.datepattern = Some(pattern("^<%Y-%j>"))),
             "^ bad <HOST>$",
             b"<2026-328> bad 192.0.2.1",
             "192.0.2.1 1",
         ),
         (
-            with(|o| o.datepattern = Some(self::pattern("{NONE}"))),
+            with(|o| o.datepattern = Some(pattern("{NONE}"))),
             "^Nov 24 12:59:59 bad <HOST>$",
             b"Nov 24 12:59:59 bad 192.0.2.1",
             "192.0.2.1 1",
