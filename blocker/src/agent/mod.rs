@@ -125,6 +125,7 @@ fn configure(options: &Options) -> Result<Config, ConfigErrors> {
     let protected = protected::discover();
     config.policy.protected = protected.prefixes;
     config.policy.utc_offset_secs = utc_offset_secs();
+    config.policy.zone = Some(jiff::tz::TimeZone::system());
     for warning in &protected.warnings {
         warn!("{warning}");
     }

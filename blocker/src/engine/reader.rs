@@ -39,7 +39,11 @@ impl Reader {
             jails.push((index, own));
         }
         let observes = filters.iter().map(|filter| filter.observe).collect();
-        Self { matcher: SourceMatcher::new(filters), observes, jails }
+        let mut matcher = SourceMatcher::new(filters);
+        if let Some(zone) = &policy.zone {
+            matcher.set_zone(zone.clone());
+        }
+        Self { matcher, observes, jails }
     }
 }
 

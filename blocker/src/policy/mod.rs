@@ -3,6 +3,8 @@
 
 use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
+use jiff::tz::TimeZone;
+
 use crate::{engine::SourceId, filter::Filter, net::Prefix, time::BanTime};
 
 mod action;
@@ -35,6 +37,8 @@ pub struct Policy {
     pub remember: Duration,
     /// Seconds that local time is ahead of UTC, for log dates that name no zone.
     pub utc_offset_secs: i32,
+    /// The zone that is from, for imported filters: the offset of a date in the log may be another than today's.
+    pub zone: Option<TimeZone>,
     /// Decides which addresses share a place in the table of failures, and the random parts of escalated bans. Only the first policy's counts; it should be
     /// unknown to attackers, and equal where equal lives are to be equal.
     pub seed: u64,
@@ -50,6 +54,7 @@ impl Default for Policy {
             limits: Limits::default(),
             remember: REMEMBER,
             utc_offset_secs: 0,
+            zone: None,
             seed: 0,
         }
     }

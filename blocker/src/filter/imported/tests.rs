@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
+
 use super::{CONNECTION_SPAN, CONNECTIONS_MAX, Fail2banOptions};
 use crate::{
     filter::{Clock, Dialect, Filter, FilterSpec, Pattern, Place, SourceMatcher},
@@ -238,6 +240,15 @@ fn dates_are_in_the_zone_of_the_log_and_carry_over_for_a_minute() {
         }
         assert_eq!(dates, [Some(secs), Some(secs), None], "{line}");
     }
+    // Summer and winter are as the zone has them, not as the clock's offset is today.
+    let mut matcher = matcher(spec("", &["bad <ADDR>$"], &[], options(None)));
+    matcher.set_zone(TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0").unwrap());
+    let mut dates = Vec::new();
+    for line in ["2026-11-24 13:59:59 bad 192.0.2.1", "2026-07-24 14:59:59 bad 192.0.2.1"] {
+        let clock = Clock { now: Timestamp::from_secs(NOW), utc_offset_secs: 0 };
+        matcher.scan(line.as_bytes(), clock, |line| dates.push(line.date(0).map(Timestamp::as_secs)));
+    }
+    assert_eq!(dates, [Some(NOW - 1), Some(NOW - 123 * 86_400 - 1)]);
     let error = Filter::compile(spec("", &["bad <ADDR>$"], &[], options(Some("Moon")))).unwrap_err();
     assert!(error.to_string().contains("no time zone"), "{error}");
 }
