@@ -260,13 +260,12 @@ fn folded(a: u64, b: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// Where pairs are, by hash: sets of eight places, each pair in one of the two that its hash names.
+/// Where pairs are, by hash: sets of eight places, each pair in one of the two that its hash names. A set is one cache
+/// line.
 #[derive(Debug)]
 struct Index {
-    /// A part of the hash; 0 where a place is free.
-    tags: Vec<[u16; WAYS]>,
-    /// Places in [`Windows::pairs`].
-    places: Vec<[u32; WAYS]>,
+    /// A part of the hash above the place in [`Windows::pairs`]; 0 where there is no pair.
+    sets: Vec<[u64; WAYS]>,
 }
 
 /// A place in the index: which set, and which of its eight.
@@ -275,54 +274,53 @@ type Spot = (usize, usize);
 impl Index {
     /// Three quarters full when it holds `pairs`.
     fn new(pairs: usize) -> Self {
-        let sets = (pairs / 3 * 4 + 4).div_ceil(WAYS);
-        Self { tags: vec![[0; WAYS]; sets], places: vec![[0; WAYS]; sets] }
+        Self { sets: vec![[0; WAYS]; (pairs / 3 * 4 + 4).div_ceil(WAYS)] }
     }
 
-    fn sets(&self, hash: u64) -> [usize; 2] {
-        let scaled = |half: u64| ((half * self.tags.len() as u64) >> 32) as usize;
+    fn sets_of(&self, hash: u64) -> [usize; 2] {
+        let scaled = |half: u64| ((half * self.sets.len() as u64) >> 32) as usize;
         [scaled(hash >> 32), scaled(hash & 0xFFFF_FFFF)]
     }
 
     fn tagged(&self, hash: u64) -> impl Iterator<Item = Spot> {
         let tag = tag(hash);
-        self.spots(hash).filter(move |(set, way)| self.tags[*set][*way] == tag)
+        self.spots(hash).filter(move |(set, way)| self.sets[*set][*way] >> 32 == tag)
     }
 
     fn taken(&self, hash: u64) -> impl Iterator<Item = Spot> {
-        self.spots(hash).filter(|(set, way)| self.tags[*set][*way] != 0)
+        self.spots(hash).filter(|(set, way)| self.sets[*set][*way] != 0)
     }
 
     fn spots(&self, hash: u64) -> impl Iterator<Item = Spot> + use<> {
-        self.sets(hash).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)))
+        self.sets_of(hash).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)))
     }
 
     /// A free place in the emptier of the two sets.
     fn vacant(&self, hash: u64) -> Option<Spot> {
-        let free = |set: usize| self.tags[set].iter().filter(|tag| **tag == 0).count();
-        let [first, second] = self.sets(hash);
+        let free = |set: usize| self.sets[set].iter().filter(|entry| **entry == 0).count();
+        let [first, second] = self.sets_of(hash);
         let set = if free(second) > free(first) { second } else { first };
-        self.tags[set].iter().position(|tag| *tag == 0).map(|way| (set, way))
+        self.sets[set].iter().position(|entry| *entry == 0).map(|way| (set, way))
     }
 
     fn place(&self, (set, way): Spot) -> usize {
-        self.places[set][way] as usize
+        (self.sets[set][way] & 0xFFFF_FFFF) as usize
     }
 
     fn set(&mut self, (set, way): Spot, hash: u64, place: usize) {
-        self.tags[set][way] = tag(hash);
-        self.places[set][way] = u32::try_from(place).unwrap_or(u32::MAX);
+        self.sets[set][way] = tag(hash) << 32 | place as u64;
     }
 
-    fn clear(&mut self, (set, way): Spot) -> usize {
-        self.tags[set][way] = 0;
-        self.places[set][way] as usize
+    fn clear(&mut self, spot: Spot) -> usize {
+        let place = self.place(spot);
+        self.sets[spot.0][spot.1] = 0;
+        place
     }
 }
 
-/// Never 0. The sets took the bits as they are, so the tag takes a mixture.
-fn tag(hash: u64) -> u16 {
-    (hash.wrapping_mul(0xA24B_AED4_963E_E407) >> 48) as u16 | 1
+/// 32 bits, never 0. The sets took the bits as they are, so the tag takes a mixture.
+fn tag(hash: u64) -> u64 {
+    hash.wrapping_mul(0xA24B_AED4_963E_E407) >> 32 | 1
 }
 
 #[cfg(test)]
