@@ -1,206 +1,373 @@
-//! Log path: lines per second of the whole engine on a generated file, beside `wc -l` and `grep -c` on the same file
-//! in the same run. It prints ratios and asserts no time; what it asserts is that all count the same failures.
+//! Log path: lines per CPU-second of the whole engine (read, match, address, window, ban decision), beside tools that
+//! read the same files in the same run. It prints figures and ratios and asserts no time; what it asserts is that our
+//! own filters count exactly the failures that were written.
+//!
+//! CPU time (user and system), since machines are shared; the best of a few rounds. Our part runs in a process of its
+//! own, so that its memory is its own, and reports the CPU time of the loop alone, without compiling filters.
+//! fail2ban-regex reads the beginning of each file, and its start is taken off. Peers that are not installed are named
+//! and left out.
 
 use std::{
-    fs,
-    hint::black_box,
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    collections::BTreeMap,
+    env, fs,
+    io::Read as _,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
 };
 
 use blocker::{
-    config::{BUILT_IN, read_filter},
-    engine::{self, Engine, Input, Kept, Reading, SourceId},
+    config::{BUILT_IN, read_fail2ban_filter, read_filter},
+    engine::{Engine, Input, Reading, SourceId},
     filter::Filter,
-    policy::{Jail, Limits, Policy, SourceSpec},
+    policy::{Jail, Policy, SourceSpec},
     time::{BanTime, Timestamp},
 };
 
-const LINES: u32 = 1_000_000;
-const ROUNDS: usize = 5;
+#[path = "generate.rs"]
+mod generate;
+
+use generate::{LOGS, Log};
+
+const LINES: u64 = 1_000_000;
+/// What fail2ban-regex reads of them.
+const LINES_OF_FAIL2BAN: u64 = 20_000;
+const ROUNDS: usize = 3;
+const PERCENTS: [u64; 3] = [1, 30, 90];
 /// As the file source reads.
 const BLOCK_BYTES: usize = 256 << 10;
-
-/// A daemon's log: what its failures look like, and what it writes otherwise.
-struct Log {
-    name: &'static str,
-    filter: &'static str,
-    /// For grep: the same failures, as a fixed string that only they hold.
-    needle: &'static str,
-    failure: fn(u32) -> String,
-    other: fn(u32) -> String,
-}
-
-const LOGS: [Log; 2] = [
-    Log {
-        name: "sshd",
-        filter: "sshd",
-        needle: "Failed password for",
-        failure: sshd_failure,
-        other: sshd_other,
-    },
-    Log {
-        name: "django",
-        filter: "django",
-        needle: "django.auth login failed ip=",
-        failure: django_failure,
-        other: django_other,
-    },
-];
-
-fn sshd_failure(n: u32) -> String {
-    format!(
-        "Nov 24 02:47:40 host sshd[{}]: Failed password for invalid user admin from {} port {} ssh2",
-        n % 30_000,
-        address(n),
-        1_024 + n % 60_000
-    )
-}
-
-fn sshd_other(n: u32) -> String {
-    match n % 4 {
-        0 => format!(
-            "Nov 24 02:47:40 host sshd[{}]: Accepted publickey for deploy from 192.0.2.{} port {} ssh2: ED25519 SHA256:abcdefghijklmnop",
-            n % 30_000,
-            n % 250,
-            1_024 + n % 60_000
-        ),
-        1 => format!(
-            "Nov 24 02:47:40 host sshd[{}]: pam_unix(sshd:session): session opened for user deploy(uid=1000) by (uid=0)",
-            n % 30_000
-        ),
-        2 => format!(
-            "Nov 24 02:47:40 host CRON[{}]: pam_unix(cron:session): session closed for user root",
-            n % 30_000
-        ),
-        _ => format!(
-            "Nov 24 02:47:40 host systemd[1]: Started session {n}.scope - Session {n} of User deploy."
-        ),
-    }
-}
-
-fn django_failure(n: u32) -> String {
-    format!(
-        "2026-11-24 02:47:40,{:03} WARNING django.auth login failed ip={} user=\"user{n}\"",
-        n % 1_000,
-        address(n)
-    )
-}
-
-fn django_other(n: u32) -> String {
-    format!(
-        "2026-11-24 02:47:40,{:03} INFO django.request GET /accounts/profile/{n}/ 200 in {} ms for user {}",
-        n % 1_000,
-        n % 90,
-        n % 5_000
-    )
-}
-
-/// Spread over many sources, so that counting does its work too.
-fn address(n: u32) -> String {
-    let n = n.wrapping_mul(2_654_435_761);
-    format!("203.{}.{}.{}", n >> 24, n >> 16 & 255, n >> 8 & 255)
-}
+const FAIL2BAN: &str = "/etc/fail2ban";
+const IMPORTED: [&str; 4] = ["sshd", "postfix", "dovecot", "nginx-http-auth"];
 
 fn main() {
+    let args: Vec<String> = env::args().collect();
+    if let [_, flag, set, path] = args.as_slice()
+        && flag == "--ours"
+    {
+        return ours(set, Path::new(path));
+    }
     let folder = tempfile::tempdir().expect("a scratch folder");
+    let peers = Peers::find();
     println!(
-        "whole engine: match, address, date of failures, window, ban decision; {LINES} lines, best of {ROUNDS}"
+        "{LINES} lines; M lines per CPU-second, best of {ROUNDS}; fail2ban-regex on the first {LINES_OF_FAIL2BAN} lines, its start taken off"
     );
+    for (name, found) in
+        [("rg", &peers.ripgrep), ("fail2ban-regex", &peers.fail2ban), ("sshg-parser", &peers.sshguard)]
+    {
+        if found.is_none() {
+            println!("not installed, left out: {name} (`cargo xtask setup` installs it)");
+        }
+    }
     println!(
-        "{:<8} {:>8} {:>12} {:>9} {:>9} {:>9} {:>8} {:>8}",
-        "log", "failures", "blocker", "wc -l", "grep -c", "MB/s", "vs wc", "vs grep"
+        "\n| log | failures | blocker | MB/s | RSS MB | `wc -l` | `rg -c` | `grep -cF` | sshguard | fail2ban-regex | to rg | to fail2ban |"
     );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for log in &LOGS {
-        for percent in [1, 30, 90] {
+        for percent in PERCENTS {
             let path = folder.path().join("log");
-            let failures = generate(log, percent, &path);
-            let text = fs::read(&path).expect("the generated file");
-            let ours = best(|| {
-                let (elapsed, counted) = ours(log, &text);
-                assert_eq!(counted, failures, "{} {percent} %", log.name);
-                elapsed
-            });
-            let wc = best(|| process(Command::new("wc").arg("-l").arg(&path)).0);
-            let grep = best(|| {
-                let (elapsed, output) = process(
-                    Command::new("grep").env("LC_ALL", "C").args(["-c", "-F", log.needle]).arg(&path),
-                );
-                assert_eq!(output.trim().parse(), Ok(failures));
-                elapsed
-            });
-            let rate = |elapsed: Duration| f64::from(LINES) / elapsed.as_secs_f64() / 1e6;
+            let failures = generate::write(log, LINES, percent, &path).expect("room on the disk");
+            own_row(log, percent, failures, &path, &peers);
+        }
+    }
+    println!("\n| many filters on the sshd log | failures | M lines/s | RSS MB | failures counted |");
+    println!("|---|---|---|---|---|");
+    let mut sets = vec![("all", format!("all {} shipped filters, one jail each", BUILT_IN.len()))];
+    if Path::new(FAIL2BAN).is_dir() {
+        sets.push(("imported", format!("fail2ban's {}, imported", IMPORTED.join(", "))));
+    }
+    for (set, title) in sets {
+        for percent in PERCENTS {
+            let path = folder.path().join("log");
+            generate::write(&LOGS[0], LINES, percent, &path).expect("room on the disk");
+            let run = measured(set, &path);
             println!(
-                "{:<8} {:>6} % {:>8.1} M/s {:>7.0} M {:>7.1} M {:>9.0} {:>7.2}x {:>7.2}x",
-                log.name,
-                percent,
-                rate(ours),
-                rate(wc),
-                rate(grep),
-                text.len() as f64 / ours.as_secs_f64() / 1e6,
-                rate(ours) / rate(wc),
-                rate(ours) / rate(grep)
+                "| {title} | {percent} % | {} | {:.0} | {} |",
+                millions(LINES, run.cpu),
+                run.rss_bytes as f64 / 1e6,
+                run.failures
             );
         }
     }
+    hostile();
 }
 
-fn generate(log: &Log, percent: u32, path: &Path) -> u64 {
-    let mut file = std::io::BufWriter::new(fs::File::create(path).expect("a file in the scratch folder"));
-    let mut failures = 0;
-    for n in 0..LINES {
-        let fails = n % 100 < percent;
-        failures += u64::from(fails);
-        let line = if fails { (log.failure)(n) } else { (log.other)(n) };
-        writeln!(file, "{line}").expect("room on the disk");
+fn own_row(log: &Log, percent: u64, failures: u64, path: &Path, peers: &Peers) {
+    let run = measured(log.filter, path);
+    assert_eq!(run.failures, failures, "{} {percent} %", log.name);
+    let bytes = fs::metadata(path).map_or(0, |file| file.len());
+    let tool = |command: &mut Command| best(|| spent(command).cpu);
+    let ripgrep = peers.ripgrep.as_ref().map(|program| {
+        let mut command = Command::new(program);
+        command.args(["-c", "--no-config", "-a"]);
+        for pattern in for_ripgrep(log) {
+            command.arg("-e").arg(pattern);
+        }
+        command.arg(path);
+        let output = command.output().expect("ripgrep runs");
+        let count = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or(0_u64);
+        assert_eq!(count, failures, "ripgrep: {}", String::from_utf8_lossy(&output.stderr));
+        tool(&mut command)
+    });
+    let wc = tool(Command::new("wc").arg("-l").arg(path));
+    let grep = tool(Command::new("grep").env("LC_ALL", "C").args(["-c", "-F", log.needle]).arg(path));
+    let sshguard = peers.sshguard.as_ref().filter(|_| log.filter == "sshd").map(|program| {
+        best(|| {
+            let file = fs::File::open(path).expect("the generated file");
+            spent(Command::new(program).stdin(file)).cpu
+        })
+    });
+    let fail2ban = peers.fail2ban.as_ref().map(|program| {
+        let (part, empty) = (path.with_extension("part"), path.with_extension("empty"));
+        generate::write(log, LINES_OF_FAIL2BAN, percent, &part).expect("room on the disk");
+        fs::write(&empty, "").expect("room on the disk");
+        let run = |file: &Path| spent(Command::new(program).arg(file).arg(log.fail2ban)).cpu;
+        run(&part).saturating_sub(run(&empty))
+    });
+    let shown = |cpu: Option<Duration>, lines| cpu.map_or("-".to_owned(), |cpu| millions(lines, cpu));
+    let per_line = |cpu: Duration, lines: u64| cpu.as_secs_f64() / lines as f64;
+    let ratio = |cpu: Option<Duration>, lines| {
+        cpu.map_or("-".to_owned(), |cpu| format!("{:.2}x", per_line(cpu, lines) / per_line(run.cpu, LINES)))
+    };
+    println!(
+        "| {} | {percent} % | {} | {:.0} | {:.0} | {} | {} | {} | {} | {} | {} | {} |",
+        log.name,
+        millions(LINES, run.cpu),
+        bytes as f64 / run.cpu.as_secs_f64() / 1e6,
+        run.rss_bytes as f64 / 1e6,
+        millions(LINES, wc),
+        shown(ripgrep, LINES),
+        millions(LINES, grep),
+        shown(sshguard, LINES),
+        shown(fail2ban, LINES_OF_FAIL2BAN),
+        ratio(ripgrep, LINES),
+        ratio(fail2ban, LINES_OF_FAIL2BAN),
+    );
+}
+
+fn millions(lines: u64, cpu: Duration) -> String {
+    let rate = lines as f64 / cpu.as_secs_f64() / 1e6;
+    if rate < 1.0 { format!("{rate:.3}") } else { format!("{rate:.1}") }
+}
+
+/// The filter's patterns as ripgrep can read them: with an address for the tag, and the date that we cut out.
+fn for_ripgrep(log: &Log) -> Vec<String> {
+    const ADDRESS: &str = r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f:]{2,39})";
+    let filter = shipped(log.filter);
+    let text = |pattern: &blocker::filter::Pattern| {
+        let text = pattern.text.replace("<ADDR>", ADDRESS).replace("<HOST>", ADDRESS);
+        text.strip_prefix('^').map_or(text.clone(), |rest| format!("{}{rest}", log.date))
+    };
+    filter.spec().failregex.iter().map(text).collect()
+}
+
+fn shipped(name: &str) -> Filter {
+    let text = BUILT_IN.iter().find(|(known, _)| *known == name).expect("a shipped filter").1;
+    let spec = read_filter(text, Path::new(name)).expect("shipped filters are read");
+    Filter::compile(spec).expect("shipped filters compile")
+}
+
+fn filters(set: &str) -> Vec<Filter> {
+    match set {
+        "all" => BUILT_IN.iter().map(|(name, _)| shipped(name)).collect(),
+        "imported" => IMPORTED
+            .iter()
+            .map(|name| {
+                let (spec, _) = read_fail2ban_filter(Path::new(FAIL2BAN), name, &BTreeMap::new())
+                    .expect("fail2ban's filters are read");
+                Filter::compile(spec).expect("fail2ban's filters compile")
+            })
+            .collect(),
+        name => vec![shipped(name)],
     }
-    failures
 }
 
-fn ours(log: &Log, text: &[u8]) -> (Duration, u64) {
-    let text_of = BUILT_IN.iter().find(|(name, _)| *name == log.filter).expect("a shipped filter").1;
-    let spec = read_filter(text_of, Path::new(log.filter)).expect("shipped filters are read");
-    let jail = Jail {
-        name: log.name.into(),
+fn engine(filters: Vec<Filter>, now: Timestamp) -> Engine {
+    let jail = |filter: Filter| Jail {
+        name: Arc::clone(&filter.name),
         sources: vec![SourceId(0)],
-        filters: vec![Filter::compile(spec).expect("shipped filters compile").into()],
-        // Never reached: every failure is counted, none is skipped as banned already.
-        maxretry: 1_000,
+        filters: vec![filter.into()],
+        // Never reached, so that every failure is counted and none is skipped as banned already.
+        maxretry: 60_000,
         findtime: Duration::from_secs(600),
         bantime: BanTime::Permanent,
         ..Jail::default()
     };
     let policy = Policy {
-        jails: vec![jail],
+        jails: filters.into_iter().map(jail).collect(),
         sources: vec![SourceSpec::File("log".into())],
-        limits: Limits::default(),
         ..Policy::default()
     };
-    let now = Timestamp::from_secs(1_795_000_000);
-    let mut engine = Engine::new(now, policy, Kept::default());
-    let begun = Instant::now();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let end = rest.len().min(BLOCK_BYTES);
-        let end = memchr::memrchr(b'\n', &rest[..end]).map_or(rest.len(), |newline| newline + 1);
-        let (block, after) = rest.split_at(end);
-        engine.handle(now, Input::Lines { source: SourceId(0), block, reading: Reading::Live });
-        while let Some(command) = engine.next_command() {
-            black_box::<engine::Command>(command);
+    Engine::new(now, policy, Default::default())
+}
+
+/// Our part, in a process of its own: prints nanoseconds of CPU and failures.
+fn ours(set: &str, path: &Path) {
+    let start = Timestamp::from_secs(1_795_000_000);
+    let mut engine = engine(filters(set), start);
+    let mut file = fs::File::open(path).expect("the generated file");
+    let mut block = vec![0; BLOCK_BYTES];
+    let (mut carried, mut blocks) = (0, 0);
+    let begun = cpu_of_thread();
+    loop {
+        let read = file.read(&mut block[carried..]).expect("the generated file");
+        let filled = carried + read;
+        let end = memchr::memrchr(b'\n', &block[..filled]).map_or(0, |newline| newline + 1);
+        if read == 0 || end == 0 {
+            break;
         }
-        rest = after;
+        blocks += 1;
+        let now = start.saturating_add(Duration::from_millis(blocks));
+        let lines = Input::Lines { source: SourceId(0), block: &block[..end], reading: Reading::Live };
+        engine.handle(now, lines);
+        while engine.next_command().is_some() {}
+        block.copy_within(end..filled, 0);
+        carried = filled - end;
     }
-    (begun.elapsed(), engine.snapshot().jails[0].1.failures)
+    let cpu = cpu_of_thread().saturating_sub(begun);
+    let failures: u64 = engine.snapshot().jails.iter().map(|(_, counters)| counters.failures).sum();
+    println!("{} {failures}", cpu.as_nanos());
 }
 
-fn process(command: &mut Command) -> (Duration, String) {
-    let begun = Instant::now();
-    let output = command.stdin(Stdio::null()).output().expect("a standard tool");
-    (begun.elapsed(), String::from_utf8_lossy(&output.stdout).into_owned())
+fn cpu_of_thread() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(spent.tv_sec.unsigned_abs(), u32::try_from(spent.tv_nsec).unwrap_or(0))
 }
 
-fn best(mut round: impl FnMut() -> Duration) -> Duration {
-    (0..ROUNDS).map(|_| round()).min().unwrap_or_default()
+struct Run {
+    cpu: Duration,
+    rss_bytes: u64,
+    failures: u64,
+}
+
+fn measured(set: &str, path: &Path) -> Run {
+    let program = env::current_exe().expect("this program");
+    let one = || {
+        let mut command = Command::new(&program);
+        command.args(["--ours", set]).arg(path);
+        let spent = spent(&mut command);
+        let mut numbers = spent.output.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+        let (nanos, failures) = (numbers.next().expect("nanoseconds"), numbers.next().expect("failures"));
+        Run { cpu: Duration::from_nanos(nanos), rss_bytes: spent.rss_bytes, failures }
+    };
+    (0..ROUNDS).map(|_| one()).min_by_key(|run| run.cpu).expect("a round")
+}
+
+struct Spent {
+    cpu: Duration,
+    rss_bytes: u64,
+    output: String,
+}
+
+/// Runs a command to its end: its CPU time, its largest memory, and what it printed if that is asked for.
+#[expect(clippy::zombie_processes, reason = "waited for by wait4, which says what was spent")]
+fn spent(command: &mut Command) -> Spent {
+    // Into a pipe: grep stops at the first match when nobody can see what it prints.
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a tool that was found");
+    let mut output = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        let mut bytes = Vec::new();
+        stdout.read_to_end(&mut bytes).expect("a pipe that can be read");
+        output = String::from_utf8_lossy(&bytes).into_owned();
+    }
+    let mut status = 0;
+    // SAFETY: all bytes zero is a valid `rusage`, which holds numbers only.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let pid = libc::pid_t::try_from(child.id()).expect("a process number");
+    // SAFETY: the pid is that of our child, which nobody has waited for, and both pointers are to live variables.
+    let waited = unsafe { libc::wait4(pid, &mut status, 0, &mut usage) };
+    assert_eq!(waited, pid);
+    assert!(ExitStatus::from_raw(status).signal().is_none(), "{command:?} was killed");
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_micros(time.tv_usec.unsigned_abs())
+    };
+    Spent {
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
+        rss_bytes: usage.ru_maxrss.unsigned_abs() * 1_024,
+        output,
+    }
+}
+
+/// What stands in a line of 64 KiB that is to cost as much as it can.
+const HOSTILE: [&str; 7] = [
+    "Failed password for invalid user ",
+    " from 1.2.3.4 port 22 ssh2",
+    ", client: 1.2.3.4, server: _, request: \"",
+    "1.2.3.4 ",
+    ":1.2.3.4:5",
+    "\" 401 ",
+    "aaaaaaaa",
+];
+
+/// The dearest line of 64 KiB for each shipped filter: each of its samples, filled up in the middle.
+fn hostile() {
+    let now = Timestamp::from_secs(1_795_000_000);
+    let mut worst: Vec<(Duration, String, String)> = Vec::new();
+    for (name, _) in BUILT_IN {
+        let filter = shipped(name);
+        let samples: Vec<String> = filter.samples.iter().map(|sample| sample.line.clone()).collect();
+        let mut engine = engine(vec![filter], now);
+        let mut dearest = (Duration::ZERO, String::new());
+        for sample in &samples {
+            let spaces = sample.match_indices(' ').map(|(at, _)| at).collect::<Vec<_>>();
+            for (place, text) in spaces.iter().step_by(3).flat_map(|at| HOSTILE.map(|text| (*at, text))) {
+                let room = (blocker::filter::LINE_BYTES_MAX - sample.len()) / text.len();
+                let line = format!("{}{}{}\n", &sample[..place], text.repeat(room), &sample[place..]);
+                let once = |engine: &mut Engine| {
+                    let begun = cpu_of_thread();
+                    let lines =
+                        Input::Lines { source: SourceId(0), block: line.as_bytes(), reading: Reading::Live };
+                    engine.handle(now, lines);
+                    while engine.next_command().is_some() {}
+                    cpu_of_thread().saturating_sub(begun)
+                };
+                // The first one may build what the next ones use.
+                let cost = (0..2).map(|_| once(&mut engine)).min().unwrap_or_default();
+                if cost > dearest.0 {
+                    dearest = (cost, format!("{text:?} in {sample:?}"));
+                }
+            }
+        }
+        worst.push((dearest.0, (*name).to_owned(), dearest.1));
+    }
+    worst.sort_unstable_by(|a, b| b.cmp(a));
+    println!("\nThe dearest lines of 64 KiB found, by filter:");
+    for (cost, name, line) in worst.iter().take(8) {
+        println!(
+            "- {name}: {:.2} ms, {}",
+            cost.as_secs_f64() * 1e3,
+            line.chars().take(160).collect::<String>()
+        );
+    }
+}
+
+fn best(round: impl FnMut() -> Duration) -> Duration {
+    std::iter::repeat_with(round).take(ROUNDS).min().unwrap_or_default()
+}
+
+/// What is installed to compare with.
+struct Peers {
+    ripgrep: Option<PathBuf>,
+    fail2ban: Option<PathBuf>,
+    sshguard: Option<PathBuf>,
+}
+
+impl Peers {
+    fn find() -> Self {
+        let on_path = |name: &str| {
+            let path = env::var_os("PATH").unwrap_or_default();
+            env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file())
+        };
+        let mut parsers: Vec<PathBuf> = vec!["/usr/libexec/sshguard/sshg-parser".into()];
+        let folders = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        parsers.extend(folders.map(|folder| folder.path().join("sshguard/sshg-parser")));
+        parsers.push("/usr/lib/sshguard/sshg-parser".into());
+        Self {
+            ripgrep: on_path("rg"),
+            fail2ban: on_path("fail2ban-regex"),
+            sshguard: parsers.into_iter().find(|program| program.is_file()),
+        }
+    }
 }

@@ -11,8 +11,10 @@ use crate::{build, setup, workspace};
 pub enum Bench {
     /// Nanoseconds per packet, through BPF_PROG_TEST_RUN.
     Packet,
-    /// Lines per second.
+    /// Lines per second, beside other tools on the same files.
     Log,
+    /// Resident memory under a flood of addresses.
+    Memory,
     /// From the log line to the kernel, and to the first packet dropped; and the idle agent's memory.
     Latency,
 }
@@ -23,12 +25,14 @@ pub enum Bench {
 /// When one cannot be built or run.
 pub fn run(which: &[Bench]) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
+    setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers])?;
     build::object()?;
-    let all = [Bench::Packet, Bench::Log, Bench::Latency];
+    let all = [Bench::Packet, Bench::Log, Bench::Memory, Bench::Latency];
     for bench in if which.is_empty() { &all } else { which } {
         let name = match bench {
             Bench::Packet => "packet",
             Bench::Log => "log",
+            Bench::Memory => "memory",
             Bench::Latency => "latency",
         };
         println!("\n== {name}");

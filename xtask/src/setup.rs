@@ -25,10 +25,13 @@ pub enum Need {
     Incumbent,
     /// cargo-fuzz, and the C++ compiler that its fuzzer is built with.
     Fuzzer,
+    /// Other tools that read logs, to be compared with; none of their services is started.
+    Peers,
 }
 
 /// Every need.
-pub const ALL: [Need; 5] = [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent, Need::Fuzzer];
+pub const ALL: [Need; 6] =
+    [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent, Need::Fuzzer, Need::Peers];
 
 /// A compiler that can build `core` for BPF, and how to call it.
 #[derive(Clone, Debug)]
@@ -64,6 +67,7 @@ pub fn run(needs: &[Need], print_only: bool) -> Result<()> {
             Need::Bpf => installer.bpf()?,
             Need::Incumbent => installer.incumbent()?,
             Need::Fuzzer => installer.fuzzer()?,
+            Need::Peers => installer.peers()?,
         }
     }
     Ok(())
@@ -115,6 +119,26 @@ impl Installer {
         }
         let policy = if self.print_only { None } else { Policy::no_services()? };
         self.packages(&["fail2ban".to_owned()])?;
+        drop(policy);
+        Ok(())
+    }
+
+    /// Packages of log readers. sshguard's service would read this machine's logs, so it is kept from starting.
+    fn peers(&self) -> Result<()> {
+        let peers = ["ripgrep", "sshguard"].into_iter().filter(|package| !is_installed(package));
+        let missing: Vec<String> = peers.map(str::to_owned).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if !has("apt-get") {
+            println!(
+                "setup: {} are compared with only where their Debian packages can be installed",
+                missing.join(", ")
+            );
+            return Ok(());
+        }
+        let policy = if self.print_only { None } else { Policy::no_services()? };
+        self.packages(&missing)?;
         drop(policy);
         Ok(())
     }
