@@ -196,7 +196,8 @@ impl Rules {
         let mut facts = outer;
         match facts.text("mlfid").map(str::to_owned) {
             Some(id) => facts = state.connections.merge(id, facts, matched, now)?,
-            None if facts.says("nofail") || facts.id().is_none() => return None,
+            // Without a connection to remember it for, such a line is nothing; fail2ban would count it.
+            None if facts.says("nofail") || facts.says("mlfgained") || facts.id().is_none() => return None,
             None => facts.matches = matched,
         }
         Some(facts.into_failure(index, date))

@@ -192,6 +192,7 @@ fn options_change_what_a_pattern_sees() {
         (with(|_| {}), "^ bad <F-ID/>$", b"Nov 24 12:59:59 bad 192.0.2.1", "192.0.2.1 1"),
         (with(|_| {}), "^ bad <F-ID/>$", b"Nov 24 12:59:59 bad session-7", "- 1"),
         (with(|_| {}), "^ <F-NOFAIL>bad</F-NOFAIL> <HOST>$", b"Nov 24 12:59:59 bad 192.0.2.1", ""),
+        (with(|_| {}), "^ <F-MLFGAINED>in</F-MLFGAINED> <HOST>$", b"Nov 24 12:59:59 in 192.0.2.1", ""),
     ] {
         let line_text = String::from_utf8_lossy(line);
         let mut matcher = matcher(spec("", &[pattern], &[], options));
