@@ -11,8 +11,9 @@ use super::{
     ini::{text_of, value_at},
     shell::{self, Value},
     span,
-    spec::{ActionUse, is_true},
+    spec::ActionUse,
     tags,
+    words::is_true,
 };
 use crate::{
     config::jails,

@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Arc, time::D
 use super::{
     action::{self, Translated},
     jail::{Importing, Told},
-    spec::{self, JailSpec},
+    read,
+    spec::JailSpec,
 };
 use crate::{
     config::{
@@ -47,7 +48,7 @@ pub struct Exported {
 /// Translates every jail below `dir`.
 pub fn export(dir: &Path, place: FilterPlace) -> Exported {
     let mut findings = Findings::default();
-    let read = spec::read(dir, false, &mut findings);
+    let read = read::jails(dir, false, &mut findings);
     let (mut jails, mut allow) = (Jails::default(), Vec::new());
     let mut told = Told::default();
     let mut compiled = Vec::new();

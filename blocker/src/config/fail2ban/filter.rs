@@ -1,6 +1,6 @@
 //! A filter as fail2ban's files and a jail say it, as a [`FilterSpec`].
 //!
-//! Everything is expanded already ([`super::spec`]): `filter.d/NAME.conf` with its layers, its `[Init]`, the options in
+//! Everything is expanded already ([`super::read`]): `filter.d/NAME.conf` with its layers, its `[Init]`, the options in
 //! the call (`filter = NAME[a=b]`), and what the jail itself sets. Every line of `failregex` becomes a pattern with its
 //! place. What a pattern means is the `filter` module's business.
 #![forbid(unsafe_code)]

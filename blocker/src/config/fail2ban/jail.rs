@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,12 +13,12 @@ use std::{
 
 use super::{
     action::{self, Translated},
-    call,
     filter::filter_spec,
-    ini::is_space,
+    read,
     shell::{self, Value},
     span,
-    spec::{self, FilterUse, JailSpec, Text, is_true},
+    spec::{FilterUse, JailSpec, Text},
+    words::{self, is_true},
 };
 use crate::{
     config::{
@@ -28,11 +27,8 @@ use crate::{
         jails::{self, Draft, JailState, Jails, Origin, Rules},
     },
     filter::{Filter, FilterSpec, Place},
-    net::{Prefix, parse_address},
-    policy::{
-        CommandLine, Escalation, Formula, IGNORE_TIMEOUT, IgnoreCache, IgnoreCommand, MATCHES_MAX,
-        MULTIPLIERS_MAX, SourceSpec,
-    },
+    net::Prefix,
+    policy::{CommandLine, Escalation, Formula, IGNORE_TIMEOUT, IgnoreCommand, MATCHES_MAX, SourceSpec},
 };
 
 /// fail2ban's `bantime` where no file sets one.
@@ -50,7 +46,7 @@ pub(crate) fn import(
     jails: &mut Jails,
     allow: &mut Vec<Prefix>,
 ) -> Option<PathBuf> {
-    let read = spec::read(dir, false, findings);
+    let read = read::jails(dir, false, findings);
     let mut told = Told::default();
     let mut compiled = Vec::new();
     for spec in &read.jails {
@@ -63,7 +59,7 @@ pub(crate) fn import(
             findings.push(read.layers.diagnostic(&spec.at, &key, message, "name fewer files"));
         }
     }
-    spec::database(dir, findings)
+    read::database(dir, findings)
 }
 
 /// What was said once and concerns every jail.
@@ -75,7 +71,7 @@ pub(super) struct Told {
 
 /// What the jails of one import share.
 pub(super) struct Importing<'a> {
-    pub(super) read: &'a spec::Jails,
+    pub(super) read: &'a read::Jails,
     pub(super) told: &'a mut Told,
     /// Filters so far: jails that use one in the same way share it.
     pub(super) compiled: &'a mut Vec<(FilterSpec, Arc<Filter>)>,
@@ -96,7 +92,7 @@ impl Importing<'_> {
 }
 
 struct Translating<'a> {
-    read: &'a spec::Jails,
+    read: &'a read::Jails,
     spec: &'a JailSpec,
     findings: &'a mut Findings,
     told: &'a mut Told,
@@ -223,7 +219,7 @@ impl Translating<'_> {
         let Some(Text { text, at }) = self.option("ignoreip").cloned() else { return };
         let mut prefixes = Vec::new();
         for word in text.split([' ', ',', '\n', '\t']).filter(|word| !word.is_empty()) {
-            match ignored(word) {
+            match words::ignored(word) {
                 Some(prefix) => prefixes.push(prefix),
                 None => {
                     let message = format!("{word:?} is not an address; names are not resolved");
@@ -253,7 +249,7 @@ impl Translating<'_> {
         if let Some((formula, _)) = self.parsed("bantime.formula", formula) {
             escalation.formula = formula;
         }
-        if let Some((multipliers, _)) = self.parsed("bantime.multipliers", multipliers) {
+        if let Some((multipliers, _)) = self.parsed("bantime.multipliers", words::multipliers) {
             escalation.multipliers = multipliers;
         }
         if let Some((most, _)) = self.parsed("bantime.maxtime", span::span) {
@@ -285,7 +281,7 @@ impl Translating<'_> {
                 return None;
             }
         };
-        let cache = self.parsed("ignorecache", ignore_cache).and_then(|(cache, _)| cache);
+        let cache = self.parsed("ignorecache", words::ignore_cache).and_then(|(cache, _)| cache);
         let command = IgnoreCommand { command: CommandLine::Shell(text), timeout: IGNORE_TIMEOUT, cache };
         Some((Some(Arc::new(command)), at))
     }
@@ -420,99 +416,4 @@ impl Translating<'_> {
 
 fn refusal(at: &Place, option: &'static str, why: String, hint: &str) -> Refusal {
     Refusal { at: at.clone(), option, why, hint: hint.to_owned() }
-}
-
-/// Numbers with space between.
-fn multipliers(text: &str) -> Result<Vec<u32>, String> {
-    let words = text.split(|c| is_space(c) || c == ',').filter(|word| !word.is_empty());
-    let numbers: Option<Vec<u32>> =
-        words.map(|word| word.parse().ok().filter(|number| *number > 0)).collect();
-    let numbers = numbers.ok_or("whole numbers above 0 are needed, with space between")?;
-    if numbers.len() > MULTIPLIERS_MAX {
-        return Err(format!("more than {MULTIPLIERS_MAX}; the last one holds for all further bans"));
-    }
-    Ok(numbers)
-}
-
-/// `key="<ip>", max-count=100, max-time=5m`.
-fn ignore_cache(text: &str) -> Result<Option<IgnoreCache>, String> {
-    let mut cache = IgnoreCache::default();
-    let options = call::parse(&format!("ignorecache[{text}]"))?.options;
-    let Some((_, key)) = options.iter().find(|(option, _)| option == "key") else {
-        return Err("it has no key; write key=\"<ip>\"".to_owned());
-    };
-    if !["<ip>", "<fid>", "<ip-host>"].iter().any(|tag| key.contains(tag)) {
-        return Err("answers are remembered by address only; write key=\"<ip>\"".to_owned());
-    }
-    for (option, value) in &options {
-        match option.as_str() {
-            "max-count" => {
-                cache.count_max = value.parse().map_err(|_| "max-count is no number".to_owned())?;
-            }
-            "max-time" => cache.time_max = span::span(value)?,
-            _ => {}
-        }
-    }
-    // The bound of blocker's own files.
-    cache.count_max = cache.count_max.min(100_000);
-    Ok((cache.count_max > 0).then_some(cache))
-}
-
-/// An address, a prefix or an address with a netmask; host bits are dropped, as in the customary `127.0.0.1/8`.
-fn ignored(word: &str) -> Option<Prefix> {
-    let Some((address, length)) = word.split_once('/') else { return parse_address(word).map(Prefix::host) };
-    let address: IpAddr = address.parse().ok()?;
-    let length = match length.parse::<u8>() {
-        Ok(length) => length,
-        Err(_) => {
-            let mask = length.parse::<Ipv4Addr>().ok()?.to_bits();
-            let length = mask.leading_ones();
-            (mask.checked_shl(length).unwrap_or(0) == 0 && address.is_ipv4())
-                .then_some(length)?
-                .try_into()
-                .ok()?
-        }
-    };
-    Prefix::new(address, length)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ignored_address_may_have_host_bits_or_a_netmask() {
-        for (word, prefix) in [
-            ("127.0.0.1/8", Some("127.0.0.0/8")),
-            ("10.1.2.3/255.255.0.0", Some("10.1.0.0/16")),
-            ("10.1.2.3/255.0.255.0", None),
-            ("::1", Some("::1")),
-            ("example.com", None),
-            ("1.2.3.4/33", None),
-        ] {
-            assert_eq!(ignored(word).map(|p| p.to_string()).as_deref(), prefix, "{word}");
-        }
-    }
-
-    #[test]
-    fn answers_are_remembered_by_address_only() {
-        let cache = |count_max, secs| IgnoreCache { count_max, time_max: Duration::from_secs(secs) };
-        for (text, expected) in [
-            ("key=\"<ip>\"", Ok(Some(cache(100, 300)))),
-            ("key=\"<ip>\", max-count=7, max-time=2m", Ok(Some(cache(7, 120)))),
-            ("key=\"<ip>\", max-count=0", Ok(None)),
-            ("key=\"<F-USER>\"", Err(())),
-            ("max-count=7", Err(())),
-            ("key=\"<ip>\", max-time=soon", Err(())),
-        ] {
-            assert_eq!(ignore_cache(text).map_err(drop), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn multipliers_are_whole_numbers() {
-        assert_eq!(multipliers("1 2 4  8"), Ok(vec![1, 2, 4, 8]));
-        assert!(multipliers("1 x").is_err() && multipliers("0").is_err());
-        assert!(multipliers(&"1 ".repeat(MULTIPLIERS_MAX + 1)).is_err());
-    }
 }

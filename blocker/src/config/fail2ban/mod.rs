@@ -8,8 +8,8 @@
 //! | `tags` | `<x>` in values |
 //! | `call` | `NAME[a=1, b=2]` |
 //! | `definition` | a file of `filter.d` or `action.d`, with what a jail adds |
-//! | `spec` | what the files say of each jail, expanded |
-//! | `span` | lengths of time |
+//! | `spec`, `read` | what the files say of each jail, expanded |
+//! | `span`, `words` | lengths of time, and other values |
 //! | `filter` | a filter as a [`crate::filter::FilterSpec`] |
 //! | `shell` | values into shell text, as variables |
 //! | `action` | actions as ours |
@@ -29,14 +29,17 @@ mod ini;
 mod interpolate;
 mod jail;
 mod layers;
+mod read;
 mod shell;
 mod span;
 mod spec;
 mod tags;
+mod words;
 
 pub use export::{Exported, FilterPlace, export};
 pub(super) use jail::import;
-pub use spec::{ActionUse, FAIL2BAN_VERSION, FilterUse, JAILS_MAX, JailSpec, LogPath, Text, Wrong};
+pub use read::{FAIL2BAN_VERSION, JAILS_MAX};
+pub use spec::{ActionUse, FilterUse, JailSpec, LogPath, Text, Wrong};
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -47,7 +50,7 @@ use crate::filter::FilterSpec;
 /// wrong in the files themselves.
 pub fn read_jails(dir: &Path) -> (Vec<JailSpec>, Vec<Diagnostic>) {
     let mut findings = Findings::default();
-    let jails = spec::read(dir, true, &mut findings).jails;
+    let jails = read::jails(dir, true, &mut findings).jails;
     // Nothing here is an error, so nothing is lost by taking warnings only.
     (jails, findings.finish().unwrap_or_else(|errors| errors.0))
 }
@@ -63,7 +66,7 @@ pub fn read_fail2ban_filter(
     options: &BTreeMap<String, String>,
 ) -> Result<(FilterSpec, Vec<Diagnostic>), String> {
     let mut findings = Findings::default();
-    let used = spec::read_filter(dir, name, options, &mut findings)?;
+    let used = read::filter(dir, name, options, &mut findings)?;
     let spec = filter::filter_spec(&used, &BTreeMap::new(), &mut findings);
     let warnings = findings.finish().map_err(|errors| errors.to_string())?;
     Ok((spec, warnings))
