@@ -62,6 +62,12 @@ impl Target {
 pub fn run(target: Option<Target>, seconds: u64) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Fuzzer])?;
     let targets = target.map_or(Target::FUZZED.to_vec(), |target| vec![target]);
+    let mut build = cargo_fuzz("build");
+    build.args(target.map(Target::name));
+    let status = build.status().with_context(|| format!("start {}", shown(&build)))?;
+    if !status.success() {
+        bail!("{}: {status}", shown(&build));
+    }
     for target in targets {
         let name = target.name();
         println!("\n== {name}, {seconds} s");
@@ -72,16 +78,7 @@ pub fn run(target: Option<Target>, seconds: u64) -> Result<()> {
         for folder in [&broken, &corpus] {
             fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        let mut command = cargo_fuzz();
-        command.args([
-            "run",
-            "--fuzz-dir",
-            "tests/fuzz",
-            "--sanitizer",
-            "none",
-            "--target-dir",
-            "target/fuzz",
-        ]);
+        let mut command = cargo_fuzz("run");
         command.arg(name).args([&corpus, &kept]).arg("--");
         command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={INPUT_BYTES_MAX}"));
         command.arg(format!("-timeout={INPUT_SECONDS_MAX}")).arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"));
@@ -96,9 +93,11 @@ pub fn run(target: Option<Target>, seconds: u64) -> Result<()> {
 }
 
 /// cargo-fuzz, with a compiler that takes the flags for coverage: a nightly one, or a stable one told to.
-fn cargo_fuzz() -> Command {
+fn cargo_fuzz(verb: &str) -> Command {
     let mut command = Command::new(setup::cargo_fuzz());
-    command.current_dir(workspace()).env("RUSTC_BOOTSTRAP", "1");
+    command.arg(verb).current_dir(workspace()).env("RUSTC_BOOTSTRAP", "1");
+    // Nearly all of it is safe Rust: a sanitizer would cost more than it finds.
+    command.args(["--fuzz-dir", "tests/fuzz", "--sanitizer", "none", "--target-dir", "target/fuzz"]);
     // What one source file compiles to for a fuzzer is of no use to the other builds.
     command.env_remove("CARGO_TARGET_DIR");
     command

@@ -48,6 +48,13 @@ pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>,
         match mutate.file.map(lines_of).transpose() {
             Ok(lines) => {
                 let mut mutator = Mutator::new(spec, filter, &lines.unwrap_or_default());
+                for (at, text) in mutator.address_places() {
+                    complain(&format!(
+                        "{}: {text:?} is taken to stand where the daemon writes the address; if it is its user's text, \
+                         the filter is unsafe",
+                        place_text(at)
+                    ));
+                }
                 let claims = mutator.run_against_claims(mutate.seed, mutate.count / 4);
                 mutation = Some((mutator.run(mutate.seed, mutate.count), claims.forged));
             }

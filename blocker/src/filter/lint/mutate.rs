@@ -71,6 +71,7 @@ pub struct Mutator {
     targets: Vec<Target>,
     /// What stands before and behind the address in the samples.
     bridges: Vec<[String; 2]>,
+    address_places: Vec<(Place, String)>,
 }
 
 /// A place in a sample.
@@ -110,6 +111,7 @@ impl Mutator {
         let samples = spec.samples.iter().map(|sample| (sample.line.as_str(), sample.at.clone()));
         let more = more.iter().map(|line| (line.as_str(), Place::default()));
         let mut targets = Vec::new();
+        let mut address_places = Vec::new();
         let mut bridges = Vec::new();
         for (line, at) in samples.chain(more) {
             let blamed = blame(&mut matcher, line.as_bytes());
@@ -118,13 +120,23 @@ impl Mutator {
                 bridges.push([line[..host.start].to_owned(), line[host.end..].to_owned()]);
             }
             for field in fields(line, &aligners) {
-                if hosts.iter().all(|host| host.end <= field.span.start || field.span.end <= host.start) {
+                let is_apart =
+                    hosts.iter().all(|host| host.end <= field.span.start || field.span.end <= host.start);
+                if blamed.is_none() && is_address_place(&mut matcher, line, &field.span) {
+                    address_places.push((at.clone(), line[field.span].to_owned()));
+                } else if is_apart {
                     let is_failure = blamed.is_some();
                     targets.push(Target { line: line.to_owned(), at: at.clone(), field, is_failure });
                 }
             }
         }
-        Self { matcher, targets, bridges }
+        Self { matcher, targets, bridges, address_places }
+    }
+
+    /// Texts in lines that are no failures, where an address alone in their place would be blamed. They are taken to
+    /// stand where the daemon writes the address, and left alone; whether that is so, a person must say.
+    pub fn address_places(&self) -> &[(Place, String)] {
+        &self.address_places
     }
 
     /// Tries `count` mutants that keep to the claims of the patterns.
@@ -257,6 +269,13 @@ fn blame(matcher: &mut SourceMatcher, line: &[u8]) -> Option<IpAddr> {
         Some(Verdict::Blame(address)) => Some(address),
         _ => None,
     }
+}
+
+/// Whether an address at this place of the line, and nothing else there, is blamed.
+fn is_address_place(matcher: &mut SourceMatcher, line: &str, span: &Range<usize>) -> bool {
+    let mut alone = line.to_owned();
+    alone.replace_range(span.clone(), PLANTED[0]);
+    blame(matcher, alone.as_bytes()) == net::parse_address(PLANTED[0])
 }
 
 /// Every place in `line` where this address is written.
