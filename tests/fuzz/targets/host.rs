@@ -4,7 +4,8 @@
 use std::{cell::RefCell, net::IpAddr, sync::Arc};
 
 use blocker::filter::{
-    Clock, Dialect, Filter, FilterSpec, LINE_BYTES_MAX, Pattern, Place, SourceMatcher, Verdict,
+    Clock, Dialect, Fail2banOptions, Filter, FilterSpec, LINE_BYTES_MAX, Pattern, Place, SourceMatcher,
+    Verdict,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -20,7 +21,9 @@ thread_local! {
         .into_iter()
         .map(|(dialect, text)| {
             let failregex = vec![Pattern { text: text.to_owned(), at: Place::default() }];
-            let spec = FilterSpec { dialect, failregex, ..FilterSpec::default() };
+            // With a date to be cut out of it, what is left of a line may stand together that did not; as in fail2ban.
+            let fail2ban = Fail2banOptions { journal: true, ..Fail2banOptions::default() };
+            let spec = FilterSpec { dialect, failregex, fail2ban, ..FilterSpec::default() };
             SourceMatcher::new(vec![Arc::new(Filter::compile(spec).unwrap())])
         })
         .collect(),
