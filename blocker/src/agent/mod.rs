@@ -33,7 +33,7 @@ use crate::{
     enforce::{EnforceError, Enforcer, Keep, xdp},
     engine::{Engine, Input, Kept, Reading, RequestId, SourceId},
     policy::SourceSpec,
-    source::{file, socket::LineSocket},
+    source::{file, journal, socket::LineSocket},
     store::{Store, StoreError},
     time::Timestamp,
 };
@@ -150,6 +150,7 @@ struct Agent {
     why: String,
     store: Store,
     files: file::FileSource,
+    journal: journal::JournalSource,
     sockets: Vec<Listening>,
     waiting: HashMap<RequestId, oneshot::Sender<Result<Value, CallError>>>,
     next_request: u64,
@@ -180,13 +181,14 @@ impl Agent {
         let (mut store, mut stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
         migration::take_over(&config, &mut store, &mut stored, now());
         let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
-        let positions = stored
-            .positions
-            .iter()
-            .filter_map(|(_, json)| serde_json::from_str::<file::Position>(json).ok())
-            .collect();
-        let files = file::FileSource::new(&file_specs(&config), positions, file::Options::default())
-            .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
+        let files = file::FileSource::new(
+            &file_specs(&config),
+            read_back(&stored.positions),
+            file::Options::default(),
+        )
+        .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
+        let journal = journal::JournalSource::new(&journal_specs(&config), &read_back(&stored.positions))
+            .map_err(|error| Error::Start(format!("read the journal: {error}")))?;
         let warnings = config.warnings.iter().map(ToString::to_string).chain(stored.notes).collect();
         let instant = now();
         let mut policy = config.policy.clone();
@@ -220,6 +222,7 @@ impl Agent {
             why,
             store,
             files,
+            journal,
             waiting: HashMap::new(),
             next_request: 0,
             started: Instant::now(),
@@ -245,6 +248,7 @@ impl Agent {
         let Some(mut sync_outcomes) = self.sync_outcomes.take() else { return Ok(()) };
         let Some(mut answers) = self.answers.take() else { return Ok(()) };
         let files_ready = watched(self.files.as_fd()).map_err(start("watch log files"))?;
+        let journal_ready = watched(self.journal.as_fd()).map_err(start("watch the journal"))?;
 
         self.announce();
         self.reconcile();
@@ -272,6 +276,12 @@ impl Agent {
                         guard.clear_ready();
                     }
                     files_at = self.poll_files();
+                }
+                ready = journal_ready.readable() => {
+                    if let Ok(mut guard) = ready {
+                        guard.clear_ready();
+                    }
+                    self.poll_journal();
                 }
                 () = socket_ready(&self.sockets) => self.poll_sockets(),
                 Some(pending) = called.recv() => self.call(pending),
@@ -352,6 +362,13 @@ impl Agent {
         self.files.poll(instant, &mut feed).map(|after| instant + after)
     }
 
+    fn poll_journal(&mut self) {
+        let engine = &mut self.engine;
+        self.journal.poll(&mut |source, reading, block: &[u8]| {
+            engine.handle(now(), Input::Lines { source, block, reading });
+        });
+    }
+
     fn poll_sockets(&mut self) {
         for listening in &mut self.sockets {
             let (engine, source) = (&mut self.engine, listening.source);
@@ -420,6 +437,11 @@ impl Agent {
             Config { socket: self.config.socket.clone(), state_dir: self.config.state_dir.clone(), ..config };
         self.engine.set_policy(now(), self.config.policy.clone());
         self.files.set_files(&file_specs(&self.config));
+        if let Err(error) = self.journal.set_sources(&journal_specs(&self.config)) {
+            let warning = format!("the journal is not read until the next reload: {error}");
+            error!("{warning}");
+            self.warnings.push(warning);
+        }
         self.open_sockets();
         self.drain();
         self.reconcile();
@@ -460,12 +482,12 @@ impl Agent {
     }
 
     fn save_positions(&mut self) {
-        let positions: Vec<(String, String)> = self
-            .files
-            .positions()
-            .iter()
-            .filter_map(|position| Some((position.key(), serde_json::to_string(position).ok()?)))
-            .collect();
+        let files = self.files.positions();
+        let files = files.iter().map(|position| (position.key(), serde_json::to_string(position)));
+        let journals = self.journal.positions();
+        let journals = journals.iter().map(|position| (position.key(), serde_json::to_string(position)));
+        let positions: Vec<(String, String)> =
+            files.chain(journals).filter_map(|(key, json)| Some((key, json.ok()?))).collect();
         if let Err(error) = self.store.save_positions(&positions) {
             warn!("read positions were not written: {error}");
         }
@@ -485,9 +507,28 @@ fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
     specs
         .filter_map(|(index, spec)| match spec {
             SourceSpec::File(path) => Some((SourceId(u16::try_from(index).ok()?), path.clone())),
-            SourceSpec::Socket(_) | SourceSpec::Ledger => None,
+            SourceSpec::Socket(_) | SourceSpec::Journal { .. } | SourceSpec::Ledger => None,
         })
         .collect()
+}
+
+fn journal_specs(config: &Config) -> Vec<journal::JournalSpec> {
+    let specs = config.policy.sources.iter().enumerate();
+    specs
+        .filter_map(|(index, spec)| match spec {
+            SourceSpec::Journal { matches, namespace } => Some(journal::JournalSpec {
+                source: SourceId(u16::try_from(index).ok()?),
+                matches: matches.clone(),
+                namespace: namespace.clone(),
+            }),
+            SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Ledger => None,
+        })
+        .collect()
+}
+
+/// The stored positions that have this form.
+fn read_back<T: serde::de::DeserializeOwned>(positions: &[(String, String)]) -> Vec<T> {
+    positions.iter().filter_map(|(_, json)| serde_json::from_str(json).ok()).collect()
 }
 
 /// A socket that applications write lines to.

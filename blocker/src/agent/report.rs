@@ -114,12 +114,7 @@ impl Agent {
             path: file.path.display().to_string(),
             state: file.state,
             bytes: file.bytes,
-            counters: file
-                .counters
-                .into_iter()
-                .filter(|(_, count)| *count > 0)
-                .map(|(name, count)| (name.to_owned(), count))
-                .collect(),
+            counters: nonzero(file.counters),
         });
         let sockets = self.sockets.iter().map(|listening| SourceStatus {
             path: listening.path.display().to_string(),
@@ -127,7 +122,13 @@ impl Agent {
             bytes: listening.socket.bytes(),
             counters: vec![("refused".to_owned(), listening.socket.refused())],
         });
-        files.chain(sockets).collect()
+        let journals = self.journal.status().into_iter().map(|journal| SourceStatus {
+            path: journal.name,
+            state: journal.state,
+            bytes: journal.bytes,
+            counters: nonzero(journal.counters),
+        });
+        files.chain(journals).chain(sockets).collect()
     }
 
     /// The kernel's entries with what the ledger knows of them, and the ledger's that the kernel lacks.
@@ -161,6 +162,11 @@ impl Agent {
         });
         serde_json::to_value(rows.collect::<Vec<_>>()).map_err(|error| CallError::failed(&error.to_string()))
     }
+}
+
+fn nonzero(counters: Vec<(&'static str, u64)>) -> Vec<(String, u64)> {
+    let counters = counters.into_iter().filter(|(_, count)| *count > 0);
+    counters.map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
 fn end(until: Until) -> Option<Timestamp> {

@@ -12,13 +12,15 @@ pub fn unlogged(policy: &Policy, jail: &Jail) -> Option<String> {
     for spec in specs {
         match spec {
             SourceSpec::File(path) if !file::is_there(path) => absent.push(path.display().to_string()),
-            SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Ledger => return None,
+            SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Journal { .. } | SourceSpec::Ledger => {
+                return None;
+            }
         }
     }
     (!absent.is_empty()).then(|| {
         format!(
             "[{}] none of its logs is there: {}. They are read as soon as they are. If the daemon writes to the journal \
-             only, which blocker does not read yet, have rsyslog write them",
+             only, write `journal = [\"_SYSTEMD_UNIT=...\"]` instead, or have rsyslog write them",
             jail.name,
             absent.join(", ")
         )

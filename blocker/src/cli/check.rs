@@ -79,6 +79,10 @@ fn sources(config: &Config, jail: &Jail) -> Vec<String> {
         .map(|spec| match spec {
             SourceSpec::File(path) => path.display().to_string(),
             SourceSpec::Socket(path) => format!("{} (socket)", path.display()),
+            SourceSpec::Journal { matches, namespace: None } => format!("the journal: {matches}"),
+            SourceSpec::Journal { matches, namespace: Some(name) } => {
+                format!("the journal {name}: {matches}")
+            }
             SourceSpec::Ledger => "bans by other jails".to_owned(),
         })
         .collect()

@@ -40,6 +40,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
         for filter in &jail.filters {
             doubts.extend(forgeable_lines(config, jail, filter));
         }
+        doubts.extend(unattributed(config, jail));
     }
     doubts
 }
@@ -101,6 +102,8 @@ fn forgeable_lines(config: &Config, jail: &Jail, filter: &Filter) -> Vec<String>
             (!is_safe(SourceKind::File) && !is_framed).then(|| path.display().to_string())
         }
         SourceSpec::Socket(path) => (!is_safe(SourceKind::Socket)).then(|| path.display().to_string()),
+        // Of what a daemon writes to its standard error, journald makes an entry a line.
+        SourceSpec::Journal { .. } => (!is_safe(SourceKind::Journal)).then(|| "the journal".to_owned()),
         SourceSpec::Ledger => None,
     });
     let advice = if is_safe(SourceKind::Journal) {
@@ -114,6 +117,25 @@ fn forgeable_lines(config: &Config, jail: &Jail, filter: &Filter) -> Vec<String>
                 "warning: jail {:?}: in {source} whoever is logged may write a line break, and with it a whole line \
                  for the filter {:?}; {advice}",
                 jail.name, filter.name
+            )
+        })
+        .collect()
+}
+
+/// Matches that do not say whose the entries are: most daemons' would not be read.
+fn unattributed(config: &Config, jail: &Jail) -> Vec<String> {
+    let sources = jail.sources.iter().filter_map(|id| config.policy.sources.get(usize::from(id.0)));
+    let groups = sources.filter_map(|source| match source {
+        SourceSpec::Journal { matches, .. } => Some(matches.groups()),
+        SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Ledger => None,
+    });
+    let unattributed = groups.flatten().filter(|group| !group.is_attributed());
+    unattributed
+        .map(|group| {
+            format!(
+                "warning: jail {:?}: any user can write entries of the journal that {group} selects, so only root's are \
+                 read, under the name of the process; add _SYSTEMD_UNIT=... or _UID=... of the daemon",
+                jail.name
             )
         })
         .collect()

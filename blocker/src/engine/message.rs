@@ -9,7 +9,7 @@ use crate::{
     ledger::{Ban, OffenceChange},
     net::Prefix,
     policy::{ActionSpec, IgnoreCommand},
-    time::BanTime,
+    time::{BanTime, Timestamp},
 };
 
 /// An index into [`crate::policy::Policy::sources`].
@@ -31,6 +31,8 @@ pub enum Reading {
     Live,
     /// A failure counts at its log time, clamped to `[now - findtime, now]`.
     CatchingUp,
+    /// The same, of lines whose time the source knows: a failure counts at this time, clamped as well.
+    At(Timestamp),
 }
 
 /// What the engine is told.

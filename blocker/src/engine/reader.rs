@@ -85,6 +85,7 @@ impl Engine {
                         // What the date says is worked out only where it counts.
                         let at = match reading {
                             Reading::CatchingUp => line.date(filter).map_or(now, |date| date.min(now)),
+                            Reading::At(at) => at.min(now),
                             Reading::Live => now,
                         };
                         let observed = observes.get(filter).copied().unwrap_or(false)

@@ -10,12 +10,14 @@ use crate::{engine::SourceId, filter::Filter, net::Prefix, time::BanTime};
 mod action;
 mod escalation;
 mod formula;
+mod journal;
 
 pub use action::{
     ACTION_TIMEOUT, ActionSpec, CommandLine, IGNORE_TIMEOUT, IgnoreCache, IgnoreCommand, TIMEOUT_MAX,
 };
 pub use escalation::{Escalation, MULTIPLIERS_MAX};
 pub use formula::{FORMULA_BYTES_MAX, FORMULA_DEFAULT, FORMULA_DEPTH_MAX, Formula, FormulaError, Known};
+pub use journal::{JOURNAL_TERMS_MAX, JournalGroup, JournalMatches};
 
 /// Most lines that may be kept with the failures of one address.
 pub const MATCHES_MAX: u32 = 100;
@@ -174,6 +176,13 @@ pub enum SourceSpec {
     File(PathBuf),
     /// A unix datagram socket that applications write lines to.
     Socket(PathBuf),
+    /// Entries of systemd's journal.
+    Journal {
+        /// Which ones.
+        matches: JournalMatches,
+        /// The journal namespace (systemd-journald.service(8)); `None` for the host's own journal.
+        namespace: Option<String>,
+    },
     /// Our own ledger: each ban opened by another jail counts as one failure of its prefix.
     Ledger,
 }
