@@ -12,7 +12,7 @@ use std::{
 use blocker::{
     config::{self, Config, ConfigErrors, JailState, Origin},
     filter::{Clock, Filter, SourceMatcher, Verdict},
-    policy::SourceSpec,
+    policy::{JournalMatches, SourceSpec},
     time::BanTime,
 };
 use proptest::prelude::*;
@@ -241,13 +241,11 @@ fn what_cannot_be_carried_over_is_a_warning_and_takes_its_own_jail_at_most() {
         ("ignorecommand = /bin/x <F-USER>", "", &["django-auth"], "the command is not asked"),
         ("maxretry = 1\nmaxretry = 2", "", &["django-auth"], "this option stands twice"),
         ("usedns = yes", "", &["django-auth"], "never resolved"),
-        (
-            "backend = systemd",
-            "",
-            &["django-auth"],
-            "the journal is not read yet; the files of `logpath` are",
-        ),
-        ("backend = systemd\nlogpath =", "", &[], "have rsyslog or the daemon write a file"),
+        ("backend = systemd", "", &["django-auth"], ""),
+        ("backend = systemd\njournalmatch = x", "", &[], "write FIELD=value"),
+        ("backend = systemd[journalflags=1]", "", &["django-auth"], "the journals of this host are read"),
+        ("backend = systemd[journalflags", "", &[], "a `]` is missing"),
+        ("backend = auto\nlogpath =", "", &[], "backend = systemd"),
         ("logpath = /var/log/*/a.log", "", &["django-auth"], ""),
         ("filter = absent", "", &[], "there is no filter file"),
         ("filter = ../../etc/x", "", &[], "cannot be the name of a filter"),
@@ -279,6 +277,72 @@ fn what_cannot_be_carried_over_is_a_warning_and_takes_its_own_jail_at_most() {
         assert_eq!(names, expected, "{line} {filter}\n{}", warnings(&config));
         assert!(warnings(&config).contains(said), "{line} {filter}\n{}", warnings(&config));
         assert_eq!(said.is_empty(), config.warnings.is_empty(), "{line} {filter}\n{}", warnings(&config));
+    }
+}
+
+/// What an imported jail reads, by its backend, its log, and the matches of its filter and its own.
+#[test]
+fn imported_jails_read_the_journal_where_fail2ban_would_or_their_logs_are_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = write(dir.path(), "there.log", "").display().to_string();
+    let absent = dir.path().join("absent.log").display().to_string();
+    let pattern = dir.path().join("*.absent").display().to_string();
+    let matches = "journalmatch = _SYSTEMD_UNIT=a.service + _COMM=a\n";
+    let file = |path: &str| SourceSpec::File(path.into());
+    let journal = |texts: &[&str], namespace: Option<&str>| SourceSpec::Journal {
+        matches: JournalMatches::parse(texts).unwrap(),
+        namespace: namespace.map(str::to_owned),
+    };
+    let of_filter = || journal(&["_SYSTEMD_UNIT=a.service + _COMM=a"], None);
+    for (backend, log, own, filter, read, said) in [
+        ("systemd", &there, "", matches, of_filter(), ""),
+        ("systemd", &there, "journalmatch = _UID=5\n", matches, journal(&["_UID=5"], None), ""),
+        (
+            "systemd[namespace=web]",
+            &there,
+            "",
+            matches,
+            journal(&["_SYSTEMD_UNIT=a.service", "_COMM=a"], Some("web")),
+            "",
+        ),
+        ("systemd", &there, "", "", journal(&[], None), ""),
+        ("auto", &there, "", matches, file(&there), ""),
+        ("auto", &absent, "", matches, of_filter(), "none of its logs is there, so the journal is read"),
+        (
+            "auto",
+            &absent,
+            "journalmatch = _UID=5\n",
+            "",
+            journal(&["_UID=5"], None),
+            "so the journal is read",
+        ),
+        ("auto", &absent, "", "", file(&absent), ""),
+        ("auto", &absent, "", "journalmatch =\n", file(&absent), ""),
+        ("auto", &pattern, "", matches, file(&pattern), ""),
+        ("polling", &absent, "", matches, file(&absent), ""),
+    ] {
+        let jail = format!(
+            "[a]\nenabled = true\nbackend = {backend}\nlogpath = {log}\nfilter = django-auth\naction = iptables-allports\n{own}"
+        );
+        let (imported, path) = recipe(&jail, &format!("[Definition]\nfailregex = ^x <HOST>$\n{filter}"));
+        let config = loaded(&path);
+        assert_eq!(
+            config.policy.sources,
+            std::slice::from_ref(&read),
+            "{jail}{filter}\n{}",
+            warnings(&config)
+        );
+        assert!(warnings(&config).contains(said), "{jail}{filter}\n{}", warnings(&config));
+        assert_eq!(said.is_empty(), config.warnings.is_empty(), "{jail}{filter}\n{}", warnings(&config));
+        let is_journal = config.policy.jails[0].filters[0].spec().fail2ban.journal;
+        assert_eq!(is_journal, matches!(read, SourceSpec::Journal { .. }), "{jail}{filter}");
+        // What is written out as our own reads the same.
+        let exported = config::fail2ban::export(
+            &imported.path().join("fail2ban"),
+            config::fail2ban::FilterPlace::Inline,
+        );
+        let own = loaded(&write(imported.path(), "own.toml", &exported.main));
+        assert_eq!(own.policy.sources, [read], "{}", exported.main);
     }
 }
 

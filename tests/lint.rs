@@ -288,20 +288,25 @@ fn check_warns_of_filters_that_lines_can_steer_and_of_lines_that_can_be_forged()
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::create_dir(path("filters")).unwrap();
+    const ROOTS: &str = "only root's are";
     for (log, pattern, newline_safe, says, silent) in [
         ("door.log", "^knock of .*? by <ADDR>", "'file'", &[STEERED][..], &[FORGED][..]),
         ("door.log", "^knock of .* by <ADDR>$", "'file'", &[], &[STEERED, FORGED]),
         ("door.log", "^knock of .* by <ADDR>$", "'journal'", &[FORGED, "syslog daemon"], &[STEERED]),
         ("auth.log", "^knock of .* by <ADDR>$", "'journal'", &[], &[STEERED, FORGED]),
         ("auth.log", "^knock of .* by <ADDR>$", "", &[FORGED, "observe"], &[STEERED]),
+        ("_UID=5 _COMM=a", "^knock of .* by <ADDR>$", "'journal'", &[], &[STEERED, FORGED, ROOTS]),
+        ("_UID=5", "^knock of .* by <ADDR>$", "'file'", &["in the journal", FORGED, "observe"], &[ROOTS]),
+        ("_UID=5 + _COMM=a", "^knock of .* by <ADDR>$", "'journal'", &[ROOTS], &[FORGED]),
     ] {
         let filter = format!("failregex = ['{pattern}']\nnewline_safe = [{newline_safe}]\n");
         fs::write(path("filters/door.toml"), filter).unwrap();
         fs::write(path(log), "").unwrap();
-        let config = format!(
-            "filter_dirs = ['filters']\n[jail.door]\nfiles = ['{}']\nfilters = ['door']\n",
-            path(log).display()
-        );
+        let reads = match log.contains('=') {
+            true => format!("journal = ['{log}']"),
+            false => format!("files = ['{}']", path(log).display()),
+        };
+        let config = format!("filter_dirs = ['filters']\n[jail.door]\n{reads}\nfilters = ['door']\n");
         fs::write(path("blocker.toml"), config).unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_blocker"))
             .args(["check", "--config", path("blocker.toml").to_str().unwrap()])

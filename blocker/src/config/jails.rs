@@ -238,6 +238,12 @@ pub(super) fn is_jail_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@'))
 }
 
+/// Whether this can name a journal namespace (systemd.exec(5), `LogNamespace=`): it becomes part of a path.
+pub(super) fn is_namespace(name: &str) -> bool {
+    (1..=JAIL_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
 /// Why this path cannot be a log.
 pub(super) fn unusable_log(path: &Path) -> Option<&'static str> {
     path.file_name().is_none().then_some("this names no file")

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     filter::{Filter, FilterSpec},
-    policy::{ActionSpec, Policy, SourceSpec},
+    policy::{ActionSpec, JournalMatches, Policy, SourceSpec},
 };
 
 /// How long a ban lasts where nothing says otherwise.
@@ -44,8 +44,18 @@ const KEYS: &[&str] = &[
 ];
 const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
 /// Keys of a jail beside [`RULE_KEYS`].
-const JAIL_KEYS: [&str; 8] =
-    ["enabled", "files", "socket", "ledger", "filters", "filter", "failregex", "ignoreregex"];
+const JAIL_KEYS: [&str; 10] = [
+    "enabled",
+    "files",
+    "socket",
+    "journal",
+    "journal_namespace",
+    "ledger",
+    "filters",
+    "filter",
+    "failregex",
+    "ignoreregex",
+];
 
 /// Reads the whole file; the result is only meant for use when no error was found.
 pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
@@ -245,14 +255,21 @@ fn jail(
     let ledger = reader.boolean(table, "ledger").is_some_and(|(ledger, _)| ledger);
     let named = reader.texts(table, "filters").unwrap_or_default();
     let has_inline = ["failregex", "filter"].iter().any(|key| reader.value(table, key).is_some());
-    let reads_lines = reader.value(table, "files").is_some() || socket.is_some();
+    let journal = journal(reader, table);
+    let reads_lines =
+        ["files", "journal"].iter().any(|key| reader.value(table, key).is_some()) || socket.is_some();
     let has_filter = has_inline || !named.is_empty();
     // Bans are no lines: a jail that reads nothing else needs no filter.
     if enabled && (!ledger || reads_lines || has_filter) {
         if !reads_lines {
-            let hint = "add files = [\"/var/log/...\"] or socket = \"/run/...\", or enabled = false";
+            let hint =
+                "add files = [\"/var/log/...\"] or journal = [\"_SYSTEMD_UNIT=...\"], or enabled = false";
             reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
-        } else if files.is_empty() && socket.is_none() && reader.findings.errors() == errors_before {
+        } else if files.is_empty()
+            && socket.is_none()
+            && journal.is_none()
+            && reader.findings.errors() == errors_before
+        {
             let hint = "add a file to the list, or enabled = false";
             reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
         }
@@ -279,6 +296,7 @@ fn jail(
         state: if enabled { JailState::Enabled } else { JailState::Disabled },
         sources: jails::file_sources(files, socket)
             .into_iter()
+            .chain(journal)
             .chain(ledger.then_some(SourceSpec::Ledger))
             .collect(),
         filter_names: named
@@ -288,6 +306,39 @@ fn jail(
             .collect(),
         filters,
         rules,
+    }
+}
+
+/// The jail's share of the journal.
+fn journal(reader: &mut Reader<'_>, table: Table<'_>) -> Option<SourceSpec> {
+    let key = table.key_of("journal_namespace");
+    let mut namespace = None;
+    if let Some((text, span)) = reader.text(table, "journal_namespace") {
+        if reader.value(table, "journal").is_none() {
+            let message = "the jail reads no journal".to_owned();
+            reader.error(span, &key, message, "add journal = [\"_SYSTEMD_UNIT=...\"]");
+        } else if jails::is_namespace(text) {
+            namespace = Some(text.to_owned());
+        } else {
+            let message = format!("{text:?} cannot name a journal namespace");
+            reader.error(span, &key, message, "write it as the unit's LogNamespace= has it");
+        }
+    }
+    let texts = reader.texts(table, "journal")?;
+    let key = table.key_of("journal");
+    for (text, span) in &texts {
+        if let Err(why) = JournalMatches::parse(&[text]) {
+            reader.error(span.clone(), &key, why, "for example \"_SYSTEMD_UNIT=ssh.service _UID=0\"");
+            return None;
+        }
+    }
+    let (first, rest) = (texts.first()?, &texts);
+    match JournalMatches::parse(&rest.iter().map(|(text, _)| *text).collect::<Vec<_>>()) {
+        Ok(matches) => Some(SourceSpec::Journal { matches, namespace }),
+        Err(why) => {
+            reader.error(first.1.clone(), &key, why, "match by the unit alone");
+            None
+        }
     }
 }
 

@@ -182,7 +182,12 @@ impl Definition {
 
     /// Whether the file itself sets the option in its own section.
     pub(super) fn is_own(layers: &Layers, option: &str) -> bool {
-        layers.own(SECTION, option).is_some()
+        Self::own(layers, option).is_some()
+    }
+
+    /// What the file itself sets the option to, as written.
+    pub(super) fn own<'a>(layers: &'a Layers, option: &str) -> Option<&'a RawValue> {
+        layers.own(SECTION, option)
     }
 
     /// The value of an option, expanded; `None` when nothing sets it, or when the jail does.

@@ -140,6 +140,16 @@ impl Writing {
         if !files.is_empty() {
             list(&mut body, "files", &files);
         }
+        for source in &draft.sources {
+            if let SourceSpec::Journal { matches, namespace } = source {
+                let groups: Vec<String> =
+                    matches.groups().iter().map(|group| quoted(&group.to_string())).collect();
+                list(&mut body, "journal", &groups);
+                if let Some(namespace) = namespace {
+                    let _ = writeln!(body, "journal_namespace = {}", quoted(namespace));
+                }
+            }
+        }
         rules(&mut body, &draft.rules, &mut notes);
         said(&mut body, &mut notes, &["action", "port"]);
         self.actions(&mut body, spec, &draft.rules);

@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     action::{self, Translated},
+    call,
     filter::filter_spec,
     read,
     shell::{self, Value},
@@ -28,7 +29,10 @@ use crate::{
     },
     filter::{Filter, FilterSpec, Place},
     net::Prefix,
-    policy::{CommandLine, Escalation, Formula, IGNORE_TIMEOUT, IgnoreCommand, MATCHES_MAX, SourceSpec},
+    policy::{
+        CommandLine, Escalation, Formula, IGNORE_TIMEOUT, IgnoreCommand, JournalMatches, MATCHES_MAX,
+        SourceSpec,
+    },
 };
 
 /// fail2ban's `bantime` where no file sets one.
@@ -287,6 +291,9 @@ impl Translating<'_> {
     }
 
     fn sources(&mut self) -> Result<Vec<SourceSpec>, Refusal> {
+        if self.spec.journal {
+            return self.journal().map(|journal| vec![journal]);
+        }
         let mut paths = Vec::new();
         for log in &self.spec.logpath {
             let why = if log.path.is_absolute() {
@@ -302,24 +309,44 @@ impl Translating<'_> {
                 None => paths.push(log.path.clone()),
             }
         }
-        let backend = &self.spec.backend;
-        let journal = backend.text.starts_with("systemd");
         if !paths.is_empty() {
-            if journal {
-                let message = "the journal is not read yet; the files of `logpath` are".to_owned();
-                self.warn(&backend.at, "backend", message, "see that the daemon or rsyslog writes them");
-            }
             return Ok(jails::file_sources(paths, None));
         }
-        let hint = "have rsyslog or the daemon write a file and name it: logpath = /var/log/...";
-        Err(if journal {
-            let why = "it reads the journal, which blocker does not yet".to_owned();
-            refusal(&backend.at, "backend", why, hint)
-        } else if let Some(log) = self.spec.logpath.first() {
-            refusal(&log.at, "logpath", "it has no log file that can be read".to_owned(), hint)
-        } else {
-            refusal(&self.spec.at, "logpath", "it names no log file".to_owned(), hint)
+        let hint = "name the file: logpath = /var/log/..., or have the journal read: backend = systemd";
+        Err(match self.spec.logpath.first() {
+            Some(log) => refusal(&log.at, "logpath", "it has no log file that can be read".to_owned(), hint),
+            None => refusal(&self.spec.at, "logpath", "it names no log file".to_owned(), hint),
         })
+    }
+
+    /// The entries of the journal that the jail reads, by its own `journalmatch` or its filter's.
+    fn journal(&mut self) -> Result<SourceSpec, Refusal> {
+        let backend = &self.spec.backend;
+        let call = call::parse(&backend.text)
+            .map_err(|why| refusal(&backend.at, "backend", why, "write backend = systemd"))?;
+        let mut namespace = None;
+        for (option, value) in call.options {
+            if option == "namespace" && jails::is_namespace(&value) {
+                namespace = Some(value);
+            } else {
+                let message = format!("{option}={value:?} is not used: the journals of this host are read");
+                self.warn(&backend.at, "backend", message, "");
+            }
+        }
+        let texts: &[Text] = self.spec.filter.as_ref().map_or(&[], |filter| &filter.journalmatch);
+        let lines: Vec<&str> = texts.iter().map(|line| line.text.as_str()).collect();
+        let at = texts.first().map_or(&backend.at, |line| &line.at);
+        let matches = JournalMatches::parse(&lines).map_err(|why| {
+            refusal(at, "journalmatch", why, "for example journalmatch = _SYSTEMD_UNIT=ssh.service")
+        })?;
+        if !backend.text.starts_with("systemd") {
+            let message = format!("none of its logs is there, so the journal is read: {matches}");
+            let hint =
+                "write backend = polling if the logs will come; they are looked for again at each reload";
+            let at = self.spec.logpath.first().map_or(&self.spec.at, |log| &log.at);
+            self.warn(at, "logpath", message, hint);
+        }
+        Ok(SourceSpec::Journal { matches, namespace })
     }
 
     fn filter(&mut self, draft: &mut Draft) -> Result<Arc<Filter>, Refusal> {

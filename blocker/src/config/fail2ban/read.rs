@@ -72,7 +72,7 @@ pub(super) struct Jails {
 }
 
 /// Reads every jail below `dir`. With `all` just as fail2ban would if each were enabled; without, disabled ones are not
-/// looked into, and one that would read the journal reads its files.
+/// looked into, and one whose logs are not there reads the journal if it says which entries of it.
 pub(super) fn jails(dir: &Path, all: bool, findings: &mut Findings) -> Jails {
     let mut files = Files::default();
     let mut layers = files.layers(&dir.join("jail"), findings);
@@ -134,7 +134,7 @@ pub(super) fn filter(
     let options = options.iter().map(|(option, value)| (option.clone(), value.clone())).collect();
     let call = Call { name: name.to_owned(), options };
     let none = Vars::new();
-    let read = reading.filter_files(call, &at, "auto");
+    let read = reading.filter_files(call, &at).map(|read| read.with_logtype(false));
     let read = read.and_then(|read| reading.filter(&read, &at, &none, &none, &BTreeMap::new()));
     read.map_err(|Kept| reading.wrong.pop().map(|wrong| wrong.what).unwrap_or_default())
 }
@@ -163,6 +163,7 @@ impl Reading<'_> {
             at: at.clone(),
             enabled,
             backend: text(None, "auto"),
+            journal: false,
             options: BTreeMap::new(),
             logpath: Vec::new(),
             filter: None,
@@ -179,10 +180,13 @@ impl Reading<'_> {
             ("backend".to_owned(), value_at(&spec.backend.text, &spec.backend.at)),
             ("filter".to_owned(), value_at(&filter.text, &filter.at)),
         ]);
-        // Where files are read instead of the journal, their lines have the form of files.
-        let files = !all && self.option("logpath", &none).is_some_and(|paths| !paths.text.is_empty());
-        let backend = if files { "auto" } else { spec.backend.text.as_str() };
-        let read = self.filter_call(&filter).and_then(|call| self.filter_files(call, &filter.at, backend));
+        let by_backend = spec.backend.text.starts_with("systemd");
+        let logs_absent = !all && spec.backend.text == "auto" && self.logs_are_absent();
+        let read = self.filter_call(&filter).and_then(|call| {
+            let read = self.filter_files(call, &filter.at)?;
+            spec.journal = by_backend || (logs_absent && self.names_entries(&read));
+            Ok(read.with_logtype(spec.journal))
+        });
         let read = read.ok();
         let known = read.as_ref().filter(|_| self.asks_for_known()).map_or_else(Vars::new, |read| {
             let first_look = read.define(&filter.at, &first, &first);
@@ -254,19 +258,37 @@ impl Reading<'_> {
         })
     }
 
-    fn filter_files(&mut self, mut call: Call, at: &Place, backend: &str) -> Result<FilterFiles, Kept> {
+    /// Whether its logs are plain files of which none is there. What a pattern stands for, nobody asks.
+    fn logs_are_absent(&self) -> bool {
+        let Some(Ok(logs)) = interpolate::value(self.layers, self.name, "logpath", &Vars::new()) else {
+            return false;
+        };
+        let mut logs = logs.iter().map(|line| line.text.trim()).filter(|log| !log.is_empty()).peekable();
+        logs.peek().is_some()
+            && logs.all(|log| {
+                let path = log.rsplit_once(' ').map_or(log, |(path, _)| path);
+                !path.contains(['*', '?', '[']) && !Path::new(path).exists()
+            })
+    }
+
+    /// Whether the jail or its filter says which entries of the journal are meant.
+    fn names_entries(&self, read: &FilterFiles) -> bool {
+        let says = |value: &RawValue| value.iter().any(|line| !line.text.trim().is_empty());
+        match interpolate::value(self.layers, self.name, "journalmatch", &Vars::new()) {
+            Some(Ok(own)) => says(&own),
+            // It adds to the filter's.
+            Some(Err(_)) => true,
+            None => Definition::own(&read.layers, "journalmatch").is_some_and(says),
+        }
+    }
+
+    fn filter_files(&mut self, call: Call, at: &Place) -> Result<FilterFiles, Kept> {
         let given = call.options.clone();
         let (layers, path) = definition::read(self.files, self.dir, Kind::Filter, &call.name, self.findings)
             .map_err(|why| {
                 let hint = "copy it from the fail2ban package, or name another filter";
                 self.wrong("filter", at, why, hint)
             })?;
-        let says = call.options.iter().any(|(option, value)| option == "logtype" && !value.is_empty());
-        if !says && !Definition::is_own(&layers, "logtype") {
-            let logtype = if backend.starts_with("systemd") { "journal" } else { "file" };
-            call.options.retain(|(option, _)| option != "logtype");
-            call.options.push(("logtype".to_owned(), logtype.to_owned()));
-        }
         Ok(FilterFiles { layers, path, call, given })
     }
 
@@ -427,6 +449,18 @@ struct FilterFiles {
 }
 
 impl FilterFiles {
+    /// Lines of the journal have another form than those of files, unless the jail or the filter itself says which.
+    fn with_logtype(mut self, journal: bool) -> Self {
+        let options = &mut self.call.options;
+        let says = options.iter().any(|(option, value)| option == "logtype" && !value.is_empty());
+        if !says && !Definition::is_own(&self.layers, "logtype") {
+            let logtype = if journal { "journal" } else { "file" };
+            options.retain(|(option, _)| option != "logtype");
+            options.push(("logtype".to_owned(), logtype.to_owned()));
+        }
+        self
+    }
+
     fn define(&self, at: &Place, first: &Vars, jail: &Vars) -> Definition {
         Definition::new(Kind::Filter, Rc::clone(&self.layers), &self.call, at, first.clone(), jail.clone())
     }

@@ -28,6 +28,8 @@ pub struct JailSpec {
     pub enabled: bool,
     /// `auto`, `systemd`, `polling` and so on.
     pub backend: Text,
+    /// Whether it reads the journal.
+    pub journal: bool,
     /// Every option of its own that is set, by name, those of a filter left out.
     pub options: BTreeMap<&'static str, Text>,
     /// What it reads.
