@@ -347,6 +347,9 @@ fn missing_tools() -> Vec<String> {
         ("ping", "iputils-ping"),
         ("python3", "python3"),
         ("setpriv", "util-linux"),
+        ("logger", "bsdutils"),
+        // The journal that tests read.
+        ("journalctl", "systemd"),
     ];
     let mut missing: Vec<String> =
         tools.iter().filter(|(tool, _)| !has(tool)).map(|(_, package)| (*package).to_owned()).collect();

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Netns, Process, Scratch, run, shown, wait_for};
+use super::{Netns, Process, Scratch, journald::Journald, run, shown, wait_for};
 
 /// How bans reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -39,6 +39,7 @@ pub struct Agent<'a> {
     backend: Backend,
     top: String,
     jails: String,
+    journald: Option<&'a Journald>,
     process: Option<Process>,
 }
 
@@ -48,7 +49,16 @@ impl<'a> Agent<'a> {
         let folder = scratch.path().to_owned();
         // bpffs is one for the whole machine, so every agent under test pins in a folder of its own.
         let pins = Path::new("/sys/fs/bpf").join(folder.file_name().unwrap_or_default());
-        Self { host, folder, pins, backend, top: String::new(), jails: String::new(), process: None }
+        Self {
+            host,
+            folder,
+            pins,
+            backend,
+            top: String::new(),
+            jails: String::new(),
+            journald: None,
+            process: None,
+        }
     }
 
     /// Adds a jail with the shipped filter of the same name, reading `log`.
@@ -57,6 +67,11 @@ impl<'a> Agent<'a> {
             "[jail.{filter}]\nfilters = [\"{filter}\"]\nfiles = [\"{}\"]\n{settings}\n",
             log.display()
         ));
+    }
+
+    /// Lets it see this journal instead of the machine's.
+    pub fn reads(&mut self, journald: &'a Journald) {
+        self.journald = Some(journald);
     }
 
     /// Enforces with something else from the next start on.
@@ -139,6 +154,9 @@ impl<'a> Agent<'a> {
     fn command(&self, binary: &Path) -> Command {
         let mut command = self.host.command(binary);
         command.args(["run", "--config"]).arg(self.config());
+        if let Some(journald) = self.journald {
+            journald.adopt(&mut command);
+        }
         command
     }
 

@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub mod agent;
+pub mod journald;
 pub mod lan;
 pub mod probe;
 pub mod site;
