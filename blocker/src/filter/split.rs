@@ -5,6 +5,9 @@
 //! part behind matches from it on. Where that leaves a doubt (two such places, or an end that is not plain) it says
 //! so, and the captures decide.
 //!
+//! Where the pattern begins with the address, or with something optional and the address, the address is at the line's
+//! beginning if that something is not there.
+//!
 //! A part before that ends in `.*` and the text costs one look at the line however many places there are: what stands
 //! before the `.*` matches up to somewhere, and every place from there on will do.
 #![forbid(unsafe_code)]
@@ -25,7 +28,7 @@ const PLACES_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct Split {
     before: Before,
-    /// The text in front of the address.
+    /// The text in front of the address; empty where it begins the line.
     lead: Finder<'static>,
     /// Whether a `[` may stand between.
     bracket: bool,
@@ -37,6 +40,8 @@ pub(super) struct Split {
 /// What must stand before the lead.
 #[derive(Debug)]
 enum Before {
+    /// Nothing: the address begins the line, unless the line begins with this.
+    Nothing(Option<Regex>),
     /// Anything.
     Anything,
     /// A match of this, then anything.
@@ -89,8 +94,13 @@ impl Split {
             return None;
         }
         let dot = regex_syntax::parse(".").ok()?;
-        let (rest, lead, bracket) = lead(&before)?;
+        let begins = begins_line(&before);
+        let (rest, lead, bracket) = if begins.is_some() { (&[][..], &[][..], false) } else { lead(&before)? };
         let before = match rest {
+            _ if let Some(optional) = begins => Before::Nothing(match optional.as_slice() {
+                [] => None,
+                _ => Some(compile(&Hir::alternation(optional))?),
+            }),
             [] => Before::Anything,
             [head @ .., gap] if let Some(gap) = repeated(gap, &dot).filter(|gap| gap.max.is_none()) => {
                 // `.+` is one of anything, and then anything.
@@ -145,13 +155,17 @@ impl Split {
                 Some(found) => found.offset(),
                 None => return Outcome::Nothing,
             },
+            Before::Nothing(Some(optional))
+                if optional.is_match(Input::new(text).anchored(Anchored::Yes)) =>
+            {
+                return Outcome::Doubt;
+            }
             _ => 0,
         };
         let mut blamed: Option<Option<IpAddr>> = None;
         let mut places = 0;
         let mut at = 0;
-        while let Some(offset) = bytes.get(at..).and_then(|rest| self.lead.find(rest)) {
-            let lead = at + offset;
+        while let Some(lead) = self.next_lead(bytes, at) {
             at = lead + 1;
             let mut start = lead + self.lead.needle().len();
             if self.bracket && bytes.get(start) == Some(&b'[') {
@@ -202,10 +216,18 @@ impl Split {
         blamed.flatten().map_or(Outcome::Nothing, Outcome::Blame)
     }
 
+    /// Where the next text that may stand in front of the address begins, from `at` on.
+    fn next_lead(&self, bytes: &[u8], at: usize) -> Option<usize> {
+        match self.before {
+            Before::Nothing(_) => (at == 0).then_some(0),
+            _ => self.lead.find(bytes.get(at..)?).map(|offset| at + offset),
+        }
+    }
+
     fn matches_before(&self, text: &str, lead: usize, start: usize, reach: usize) -> bool {
         let up_to = |end: usize| text.get(..end).unwrap_or("");
         match &self.before {
-            Before::Anything => true,
+            Before::Nothing(_) | Before::Anything => true,
             // The end that was found need not be the first one.
             Before::Head(head) => reach <= lead || head.is_match(up_to(lead)),
             Before::UpToAddress(before) => before.is_match(up_to(start)),
@@ -256,6 +278,24 @@ fn repeated<'a>(part: &'a Hir, sub: &Hir) -> Option<&'a Repetition> {
         HirKind::Repetition(repetition) if *repetition.sub == *sub => Some(repetition),
         _ => None,
     }
+}
+
+/// If these parts are the line's beginning and then nothing that must be there: what may be there, each at least one
+/// character.
+fn begins_line(parts: &[Hir]) -> Option<Vec<Hir>> {
+    let [start, optional @ ..] = parts else { return None };
+    if !matches!(start.kind(), HirKind::Look(Look::Start)) {
+        return None;
+    }
+    let what = |part: &Hir| match part.kind() {
+        HirKind::Repetition(Repetition { min: 0, sub, .. })
+            if sub.properties().minimum_len().is_some_and(|len| len > 0) =>
+        {
+            Some((**sub).clone())
+        }
+        _ => None,
+    };
+    optional.iter().map(what).collect()
 }
 
 /// The fixed text that these parts end in, perhaps with a `[` behind it, and what stands before that text. Its last
@@ -325,7 +365,7 @@ mod tests {
 
     use super::*;
 
-    const PATTERNS: [(&str, bool); 18] = [
+    const PATTERNS: [(&str, bool); 22] = [
         (r"^ ?\S+ sshd: Failed for .* from <ADDR> port \d+ ssh2$", true),
         (r"^x user .*, client: <ADDR>, server: .*$", true),
         (r"by <ADDR>", true),
@@ -338,6 +378,10 @@ mod tests {
         (r"from from <ADDR> ", true),
         (r"^\s*by <ADDR>(?: port 22)? ?", true),
         (r"^x (?:\d+)?.*(?:a+)? by <ADDR>(?:-+)?(?:8+)?$", true),
+        (r"^<ADDR> ", true),
+        (r"^(?:[\w.]+:\d{1,5} )?<ADDR>(?: by|: ).*a$", true),
+        (r"^\s*(?:h|from )?<ADDR>$", true),
+        (r"^(?:x |by )*<ADDR>-?", true),
         (r".*<ADDR>", false),
         (r"(?:a|b <ADDR>)", false),
         (r"by <ADDR>\b", false),
@@ -389,7 +433,7 @@ mod tests {
 
     /// Each pattern that can be cut, cut and whole.
     static ENGINES: LazyLock<Vec<(Split, regex::Regex)>> = LazyLock::new(|| {
-        (0..12)
+        (0..16)
             .map(|i| (Split::new(&translated(i)).unwrap(), regex::Regex::new(&translated(i)).unwrap()))
             .collect()
     });
@@ -413,6 +457,13 @@ mod tests {
             (4, "Login Fail 'by 1.2.3.4' by 5.6.7.8.9", "doubt"),
             (9, "from from from 1.2.3.4 ", "1.2.3.4"),
             (7, &many, "nothing"),
+            (12, "1.2.3.4 - x", "1.2.3.4"),
+            (12, "1.2.3.4.5 - x", "nothing"),
+            (12, "x 1.2.3.4 ", "nothing"),
+            (13, "2001:db8::1 by a", "2001:db8::1"),
+            (13, "1.2.3.4:80 5.6.7.8 by a", "doubt"),
+            (14, "from 1.2.3.4", "doubt"),
+            (15, "1.2.3.4-", "1.2.3.4"),
         ] {
             let outcome = match ENGINES[index].0.find(text) {
                 Outcome::Blame(address) => address.to_string(),
@@ -427,7 +478,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
         #[test]
         fn what_it_finds_is_what_captures_find(
-            index in 0_usize..12,
+            index in 0_usize..16,
             parts in prop::collection::vec(prop::sample::select(&FRAGMENTS[..]), 0..14),
         ) {
             let text = parts.concat();
