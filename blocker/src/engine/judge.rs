@@ -58,7 +58,6 @@ impl Engine {
     pub(super) fn failure(&mut self, now: Timestamp, failure: Failure<'_>) {
         let Failure { jail, address, at, observed, line } = failure;
         let (Some(rules), Some(state)) = (self.policy.jails.get(jail), self.jails.get(jail)) else { return };
-        let name = Arc::clone(&rules.name);
         let (maxretry, findtime) = (rules.maxretry, rules.findtime);
         let host = Prefix::host(address);
         if host.unbannable().is_some() {
@@ -70,6 +69,7 @@ impl Engine {
         }
         let key = state.key;
         if self.is_passed(jail, host) {
+            let name = Arc::clone(&rules.name);
             self.count(key, |counters| counters.allowlisted += 1);
             return self.commands.push_back(Command::Note(Event::Allowlisted { jail: name, address }));
         }
@@ -78,9 +78,10 @@ impl Engine {
         let (window, ledger) =
             if observed { (state.observed_key, &self.imagined) } else { (key, &self.ledger) };
         let live = |prefix| ledger.covering(prefix).is_some_and(|ban| !ban.until.is_over(now));
-        if live(whole) || live(host) || self.asked.waits(key, whole) {
+        if live(whole) || (whole != host && live(host)) || self.asked.waits(key, whole) {
             return self.count(key, |counters| counters.already_banned += 1);
         }
+        let name = Arc::clone(&rules.name);
         let lines_kept = if state.wants_matches { rules.maxmatches } else { 0 };
         let count = self.weigh(jail, window, whole, at);
         self.count(key, |counters| counters.failures += 1);
@@ -88,11 +89,11 @@ impl Engine {
             let lines_kept = usize::try_from(lines_kept).unwrap_or(usize::MAX);
             self.matches.push(key, whole, at, line, lines_kept);
         }
-        let event = Event::Failure { jail: Arc::clone(&name), address, count, maxretry };
-        self.commands.push_back(Command::Note(event));
+        let found = |jail| Command::Note(Event::Failure { jail, address, count, maxretry });
         if count < maxretry {
-            return;
+            return self.commands.push_back(found(name));
         }
+        self.commands.push_back(found(Arc::clone(&name)));
         let matches = if lines_kept > 0 { self.matches.take(key, whole) } else { Vec::new() };
         let cause = if observed { Cause::Observed } else { Cause::Lines };
         self.reached(

@@ -12,6 +12,7 @@
 //! | `matches` | matched lines, kept for actions |
 //! | `acts` | when a jail's actions run |
 //! | `operator` | what people ask for |
+//! | `queue` | what is to be done, in order |
 //! | `diff` | what a kernel lacks of the ledger |
 //!
 //! Held here, and again by the enforcer and the kernel: no allowlisted or protected address is in a ban, and no wider
@@ -19,7 +20,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -27,6 +28,7 @@ use std::{
 use asked::Asked;
 use dice::Dice;
 use matches::Matches;
+use queue::Queue;
 use reader::Reader;
 
 use crate::{
@@ -46,6 +48,7 @@ mod judge;
 mod matches;
 mod message;
 mod operator;
+mod queue;
 mod reader;
 
 pub use asked::ASKED_MAX;
@@ -161,7 +164,7 @@ pub struct Engine {
     dice: Dice,
     keys: BTreeMap<Arc<str>, JailKey>,
     counters: BTreeMap<JailKey, JailCounters>,
-    commands: VecDeque<Command>,
+    commands: Queue,
     refused: BTreeSet<Prefix>,
     gave_way: u64,
     table_full: u64,
@@ -199,7 +202,7 @@ impl Engine {
             dice: Dice::new(policy.seed),
             keys: BTreeMap::new(),
             counters: BTreeMap::new(),
-            commands: VecDeque::new(),
+            commands: Queue::default(),
             refused: BTreeSet::new(),
             gave_way: 0,
             table_full: 0,
