@@ -33,6 +33,9 @@ const DOORKEEPER_SHARE: usize = 16;
 /// Pairs looked at in one call of [`Windows::expire`], so that no call is long.
 const EXPIRE_STEPS_MAX: usize = 8_192;
 
+/// The index begins with room for so many pairs and grows fourfold, so that the one in use stays in the cache.
+const INDEX_PAIRS_MIN: usize = 4_096;
+
 /// No table is larger.
 const PAIRS_MAX: usize = 1 << 30;
 
@@ -82,7 +85,7 @@ impl Windows {
             z ^ (z >> 31)
         });
         Self {
-            index: Index::new(tracked_max),
+            index: Index::new(tracked_max.min(INDEX_PAIRS_MIN)),
             pairs: Vec::new(),
             free: Vec::new(),
             tracked_max,
@@ -183,7 +186,8 @@ impl Windows {
         pairs.sort_by_key(|(_, _, window)| window.latest());
         let too_many = pairs.len().saturating_sub(tracked_max);
         self.evicted += too_many as u64;
-        (self.index, self.tracked_max, self.hand) = (Index::new(tracked_max), tracked_max, 0);
+        self.index = Index::new(tracked_max.min(INDEX_PAIRS_MIN));
+        (self.tracked_max, self.hand) = (tracked_max, 0);
         (self.free, self.doorkeeper) = (Vec::new(), None);
         for pair in pairs.into_iter().skip(too_many) {
             self.track(self.hash(pair.0, pair.1), pair);
@@ -204,6 +208,11 @@ impl Windows {
 
     /// Tracks a pair that is not tracked yet.
     fn track(&mut self, hash: u64, pair: (JailKey, Prefix, Window)) {
+        if self.index.pairs < self.tracked_max
+            && (self.tracked() * 4 >= self.index.pairs * 3 || self.index.vacant(hash).is_none())
+        {
+            self.grow_index();
+        }
         let latest = |spot: &Spot| self.pairs[self.index.place(*spot)].as_ref().map(|pair| pair.2.latest());
         let room = self.tracked() < self.tracked_max;
         let mut spot = self.index.vacant(hash);
@@ -236,6 +245,24 @@ impl Windows {
         self.index.set(spot, hash, place);
     }
 
+    fn grow_index(&mut self) {
+        let mut index = Index::new(self.index.pairs.saturating_mul(4).min(self.tracked_max));
+        for place in 0..self.pairs.len() {
+            let Some((jail, prefix, _)) = &self.pairs[place] else { continue };
+            let hash = self.hash(*jail, *prefix);
+            match index.vacant(hash) {
+                Some(spot) => index.set(spot, hash, place),
+                // Two full sets in an index that is a quarter full: hardly ever.
+                None => {
+                    self.pairs[place] = None;
+                    self.free.push(u32::try_from(place).unwrap_or(u32::MAX));
+                    self.evicted += 1;
+                }
+            }
+        }
+        self.index = index;
+    }
+
     fn next_tracked(&self) -> Option<Spot> {
         let (jail, prefix, _) =
             self.pairs.iter().cycle().skip(self.hand).take(self.pairs.len()).flatten().next()?;
@@ -264,6 +291,8 @@ fn folded(a: u64, b: u64) -> u64 {
 /// line.
 #[derive(Debug)]
 struct Index {
+    /// How many pairs it is made for.
+    pairs: usize,
     /// A part of the hash above the place in [`Windows::pairs`]; 0 where there is no pair.
     sets: Vec<[u64; WAYS]>,
 }
@@ -274,7 +303,7 @@ type Spot = (usize, usize);
 impl Index {
     /// Three quarters full when it holds `pairs`.
     fn new(pairs: usize) -> Self {
-        Self { sets: vec![[0; WAYS]; (pairs / 3 * 4 + 4).div_ceil(WAYS)] }
+        Self { pairs, sets: vec![[0; WAYS]; (pairs / 3 * 4 + 4).div_ceil(WAYS)] }
     }
 
     fn sets_of(&self, hash: u64) -> [usize; 2] {
