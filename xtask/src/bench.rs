@@ -13,6 +13,8 @@ pub enum Bench {
     Packet,
     /// Lines per second, beside other tools on the same files.
     Log,
+    /// The dearest line of 64 KiB for each filter, shipped and imported.
+    Longline,
     /// Resident memory under a flood of addresses.
     Memory,
     /// From the log line to the kernel, and to the first packet dropped; and the idle agent's memory.
@@ -27,11 +29,12 @@ pub fn run(which: &[Bench]) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
     setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers])?;
     build::object()?;
-    let all = [Bench::Packet, Bench::Log, Bench::Memory, Bench::Latency];
+    let all = [Bench::Packet, Bench::Log, Bench::Longline, Bench::Memory, Bench::Latency];
     for bench in if which.is_empty() { &all } else { which } {
         let name = match bench {
             Bench::Packet => "packet",
             Bench::Log => "log",
+            Bench::Longline => "longline",
             Bench::Memory => "memory",
             Bench::Latency => "latency",
         };
