@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `dialect` | pattern text, ours or fail2ban's, to the `regex` crate's language |
 //! | `regexp` | a compiled expression: linear, or with look-around behind a linear gate |
+//! | `guided` | captures in long texts |
 //! | `pattern` | one compiled pattern of ours; what is a whole address |
 //! | `split` | finds the address without captures, where the pattern's shape allows |
 //! | `literal` | the text a line must hold for a pattern to match |
@@ -21,6 +22,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 pub mod date;
 mod dialect;
+mod guided;
 pub mod imported;
 pub mod lint;
 mod literal;

@@ -4,29 +4,46 @@
 //! backtracking one, under a limit of steps and only on text that the gate, a linear superset of it, matches.
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
+use std::{ops::Range, sync::OnceLock};
 
 use regex::{Regex, RegexBuilder};
 
-use super::dialect::{NOT_IN_WORD, NOT_IN_WORD_LOOKING, Translated};
+use super::{
+    dialect::{NOT_IN_WORD, NOT_IN_WORD_LOOKING, Translated},
+    guided::Guided,
+};
 
 /// Bytes one compiled pattern may occupy; the largest of fail2ban's own need more than the crate's default.
 const COMPILED_BYTES_MAX: usize = 64 << 20;
 /// Steps a pattern with look-around may take on one line before it counts as not matching.
 const BACKTRACK_STEPS_MAX: usize = 100_000;
+/// In a text longer than this, captures are left to [`Guided`], which costs more to begin with and less per byte.
+const LONG_BYTES: usize = 2 << 10;
 
 /// Ready to search.
 #[derive(Debug)]
 pub(super) enum Regexp {
     /// Linear in the text, whatever it holds.
-    Linear(Regex),
+    Linear(Box<Linear>),
     /// Look-around and the like, behind a linear pattern that matches a superset.
     Gated {
         /// The superset.
-        gate: Regex,
+        gate: Box<Linear>,
         /// The pattern itself.
         full: Box<fancy_regex::Regex>,
     },
+}
+
+/// A linear pattern, with the engine for long texts.
+#[derive(Debug)]
+pub(super) struct Linear {
+    regex: Regex,
+    /// It looks for ends of words, as Unicode has them.
+    looks_at_words: bool,
+    /// It matches at the start of a text only.
+    anchored: bool,
+    /// Compiled when the first long text asks for it.
+    guided: OnceLock<Option<Guided>>,
 }
 
 /// What a search came to.
@@ -43,16 +60,79 @@ pub(super) enum Search<T> {
 /// What each group captured; the first one is the whole match.
 pub(super) type Groups = Vec<Option<Range<usize>>>;
 
+impl Linear {
+    fn new(pattern: &str) -> Result<Self, String> {
+        let regex = build(pattern)?;
+        let hir = regex_syntax::parse(pattern).ok();
+        let looks = hir.as_ref().map(|hir| hir.properties().look_set());
+        let looks_at_words = looks.is_some_and(|looks| looks.contains_word_unicode());
+        let anchored = (hir.as_ref())
+            .is_some_and(|hir| hir.properties().look_set_prefix().contains(regex_syntax::hir::Look::Start));
+        Ok(Self { regex, looks_at_words, anchored, guided: OnceLock::new() })
+    }
+
+    fn is_match_at(&self, text: &str, start: usize) -> bool {
+        match self.slow_at(text, start).and_then(|guided| guided.search(text, start)) {
+            Some(found) => found.is_some(),
+            None => self.regex.is_match_at(text, start),
+        }
+    }
+
+    /// Where the leftmost match begins, or an earlier place; a pattern that matches less begins nowhere before.
+    fn begin_at(&self, text: &str, start: usize) -> Option<usize> {
+        if text.len().saturating_sub(start) > LONG_BYTES {
+            return self.find_at(text, start).map(|found| found.start);
+        }
+        self.is_match_at(text, start).then_some(start)
+    }
+
+    fn find_at(&self, text: &str, start: usize) -> Option<Range<usize>> {
+        // Dates bound to the start of the line are looked for by this; each ends after some bytes, and the walk from
+        // the end of the text would look at all of them.
+        let guided = if self.anchored { None } else { self.slow_at(text, start) };
+        match guided.and_then(|guided| guided.search(text, start)) {
+            Some(found) => found?.first()?.clone(),
+            None => self.regex.find_at(text, start).map(|found| found.range()),
+        }
+    }
+
+    /// Allocates only when there is a match, or the text is long.
+    fn captures_at(&self, text: &str, start: usize) -> Option<Groups> {
+        let mut guided = self.slow_at(text, start);
+        if guided.is_none() {
+            if !self.regex.is_match_at(text, start) {
+                return None;
+            }
+            guided = (text.len() - start > LONG_BYTES).then(|| self.guided()).flatten();
+        }
+        guided.and_then(|guided| guided.search(text, start)).unwrap_or_else(|| {
+            let groups = self.regex.captures_at(text, start)?;
+            Some(groups.iter().map(|group| group.map(|found| found.range())).collect())
+        })
+    }
+
+    /// The engine for long texts, where the crate cannot use its automaton on this one: it gives up at a letter that
+    /// is not ASCII when it must know where words end.
+    fn slow_at(&self, text: &str, start: usize) -> Option<&Guided> {
+        let long = self.looks_at_words && text.len().saturating_sub(start) > LONG_BYTES;
+        if long && !text.is_ascii() { self.guided() } else { None }
+    }
+
+    fn guided(&self) -> Option<&Guided> {
+        self.guided.get_or_init(|| Guided::new(self.regex.as_str(), COMPILED_BYTES_MAX)).as_ref()
+    }
+}
+
 impl Regexp {
     /// Compiles a pattern that must be linear.
     pub(super) fn linear(pattern: &str) -> Result<Self, String> {
-        build(pattern).map(Self::Linear)
+        Linear::new(pattern).map(|linear| Self::Linear(linear.into()))
     }
 
     /// Compiles a translated pattern, with the backtracking engine if it must be.
     pub(super) fn any(translated: &Translated) -> Result<Self, String> {
-        if let Ok(linear) = build(&translated.full) {
-            return Ok(Self::Linear(linear));
+        if let Ok(linear) = Linear::new(&translated.full) {
+            return Ok(Self::Linear(linear.into()));
         }
         let full = translated.full.replace(NOT_IN_WORD, NOT_IN_WORD_LOOKING);
         let full = fancy_regex::RegexBuilder::new(&full)
@@ -60,7 +140,7 @@ impl Regexp {
             .delegate_size_limit(COMPILED_BYTES_MAX)
             .build()
             .map_err(|cause| last_line(&cause.to_string()))?;
-        Ok(Self::Gated { gate: build(&translated.gate)?, full: Box::new(full) })
+        Ok(Self::Gated { gate: Linear::new(&translated.gate)?.into(), full: Box::new(full) })
     }
 
     /// The groups that have names, by number.
@@ -69,7 +149,7 @@ impl Regexp {
             names.enumerate().filter_map(|(index, name)| Some((index, name?.to_owned()))).collect()
         }
         match self {
-            Self::Linear(regex) => named(regex.capture_names()),
+            Self::Linear(linear) => named(linear.regex.capture_names()),
             Self::Gated { full, .. } => named(full.capture_names()),
         }
     }
@@ -82,10 +162,10 @@ impl Regexp {
     /// Whether it matches anywhere in `text`; allocates nothing.
     pub(super) fn test(&self, text: &str) -> Search<()> {
         let found = match self {
-            Self::Linear(regex) => Ok(regex.is_match(text)),
+            Self::Linear(linear) => Ok(linear.is_match_at(text, 0)),
             Self::Gated { gate, full } => {
-                if gate.is_match(text) {
-                    full.is_match(text)
+                if let Some(begin) = gate.begin_at(text, 0) {
+                    full.find_from_pos(text, begin).map(|found| found.is_some())
                 } else {
                     Ok(false)
                 }
@@ -101,14 +181,10 @@ impl Regexp {
     /// Where the leftmost match is that begins at `start` or behind; several times quicker than [`Self::search`].
     pub(super) fn find(&self, text: &str, start: usize) -> Search<Range<usize>> {
         match self {
-            Self::Linear(regex) => {
-                regex.find_at(text, start).map_or(Search::None, |m| Search::Found(m.range()))
-            }
+            Self::Linear(linear) => linear.find_at(text, start).map_or(Search::None, Search::Found),
             Self::Gated { gate, full } => {
-                if !gate.is_match_at(text, start) {
-                    return Search::None;
-                }
-                match full.find_from_pos(text, start) {
+                let Some(begin) = gate.begin_at(text, start) else { return Search::None };
+                match full.find_from_pos(text, begin) {
                     Ok(Some(found)) => Search::Found(found.start()..found.end()),
                     Ok(None) => Search::None,
                     Err(_) => Search::GaveUp,
@@ -118,23 +194,13 @@ impl Regexp {
     }
 
     /// The leftmost match that begins at `start` or behind; what stands before is seen by anchors and boundaries.
-    /// Allocates only when there is one.
+    /// Allocates only when there is one, or the text is long.
     pub(super) fn search(&self, text: &str, start: usize) -> Search<Groups> {
         match self {
-            Self::Linear(regex) => {
-                if !regex.is_match_at(text, start) {
-                    return Search::None;
-                }
-                match regex.captures_at(text, start) {
-                    Some(groups) => Search::Found(groups.iter().map(|g| g.map(|m| m.range())).collect()),
-                    None => Search::None,
-                }
-            }
+            Self::Linear(linear) => linear.captures_at(text, start).map_or(Search::None, Search::Found),
             Self::Gated { gate, full } => {
-                if !gate.is_match_at(text, start) {
-                    return Search::None;
-                }
-                match full.captures_from_pos(text, start) {
+                let Some(begin) = gate.begin_at(text, start) else { return Search::None };
+                match full.captures_from_pos(text, begin) {
                     Ok(Some(groups)) => {
                         Search::Found(groups.iter().map(|g| g.map(|m| m.start()..m.end())).collect())
                     }
