@@ -7,17 +7,19 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use jiff::tz::TimeZone;
 
 mod edge;
 mod fields;
+mod sieve;
 mod template;
 mod zone;
 
 pub(in crate::filter) use fields::zone_of;
+use sieve::Sieve;
 use template::{Hit, Reading, Template};
 
 use crate::time::Timestamp;
@@ -64,6 +66,9 @@ const UNUSED_SECS: i64 = 300;
 /// The weight of forms bound to the start of the line, over 1 for the others.
 const ANCHORED_WEIGHT: f64 = 100.0;
 
+/// In a line longer than this, one walk says which forms are worth a walk each.
+const LONG_BYTES: usize = 2 << 10;
+
 type Templates = Vec<Arc<Template>>;
 
 /// The forms themselves and their copies at the start of the line; they compile when first looked for.
@@ -79,16 +84,29 @@ static DEFAULT_TEMPLATES: LazyLock<(Templates, Templates)> = LazyLock::new(|| {
 
 /// The forms that a filter looks for.
 #[derive(Clone, Debug)]
-pub(in crate::filter) struct Forms(Vec<Arc<Template>>);
+pub(in crate::filter) struct Forms {
+    templates: Templates,
+    /// Made when the first long line asks for it; `None` when there are few forms, or it takes too much memory.
+    sieve: Arc<OnceLock<Option<Sieve>>>,
+}
+
+/// The default forms have one sieve, whoever uses them.
+static DEFAULT_FORMS: LazyLock<Forms> = LazyLock::new(|| {
+    let (anchored, plain) = &*DEFAULT_TEMPLATES;
+    Forms::of(anchored.iter().chain(plain).cloned().collect())
+});
 
 impl Default for Forms {
     fn default() -> Self {
-        let (anchored, plain) = &*DEFAULT_TEMPLATES;
-        Self(anchored.iter().chain(plain).cloned().collect())
+        DEFAULT_FORMS.clone()
     }
 }
 
 impl Forms {
+    fn of(templates: Templates) -> Self {
+        Self { templates, sieve: Arc::default() }
+    }
+
     /// The forms of a `datepattern`, one to a line; the default ones when there is none.
     ///
     /// # Errors
@@ -99,8 +117,8 @@ impl Forms {
             let upper = if pattern.contains('%') { pattern.to_owned() } else { pattern.to_uppercase() };
             let wrong = |what: String| format!("the date pattern {pattern:?} does not work: {what}");
             let added = match upper.as_str() {
-                "{^LN-BEG}" => Self::default().0.into_iter().filter(|form| form.anchored).collect(),
-                "{DEFAULT}" => Self::default().0,
+                "{^LN-BEG}" => Self::default().templates.into_iter().filter(|form| form.anchored).collect(),
+                "{DEFAULT}" => Self::default().templates,
                 "{NONE}" => vec![Arc::new(Template::new("{UNB}^").map_err(wrong)?)],
                 with_date if with_date.to_ascii_uppercase().contains("{DATE}") => {
                     let inside = DEFAULT_TEMPLATES.1.iter().map(|form| form.inside(pattern).map(Arc::new));
@@ -114,14 +132,19 @@ impl Forms {
                 }
             }
         }
-        Ok(if forms.is_empty() { Self::default() } else { Self(forms) })
+        Ok(if forms.is_empty() { Self::default() } else { Self::of(forms) })
     }
 }
 
 impl Forms {
+    fn sieve(&self) -> Option<&Sieve> {
+        let new = || Sieve::new(self.templates.iter().map(|template| &**template));
+        self.sieve.get_or_init(new).as_ref()
+    }
+
     /// Whether what follows a date that is cut out is always the end of the line or no part of a word.
     pub(in crate::filter) fn cut_before_non_word(&self) -> bool {
-        self.0.iter().all(|template| template.cut_before_non_word())
+        self.templates.iter().all(|template| template.cut_before_non_word())
     }
 }
 
@@ -137,6 +160,8 @@ pub(in crate::filter) struct Found {
 #[derive(Debug)]
 struct Slot {
     template: Arc<Template>,
+    /// Its number among the filter's forms.
+    form: usize,
     /// How often it was the winner, and how often it matched at all.
     wins: u32,
     matches: u32,
@@ -171,6 +196,7 @@ struct LastPlace {
 #[derive(Debug)]
 pub(in crate::filter) struct Detector {
     slots: Vec<Slot>,
+    forms: Forms,
     last: Option<usize>,
     place: LastPlace,
     first_unused: usize,
@@ -192,8 +218,9 @@ struct LastRead {
 impl Detector {
     /// A detector that has seen nothing yet.
     pub(in crate::filter) fn new(forms: &Forms) -> Self {
-        let slots = forms.0.iter().map(|template| Slot {
+        let slots = forms.templates.iter().enumerate().map(|(form, template)| Slot {
             template: Arc::clone(template),
+            form,
             wins: 0,
             matches: 0,
             last_win: None,
@@ -201,6 +228,7 @@ impl Detector {
         });
         Self {
             slots: slots.collect(),
+            forms: forms.clone(),
             last: None,
             place: LastPlace { span: 1..usize::MAX, before: None, first: None, last: None, behind: None },
             first_unused: 0,
@@ -284,9 +312,16 @@ impl Detector {
                 reserve = Some((last, hit, searched));
             }
         }
+        let mut possible = None;
         for index in 0..self.slots.len() {
             if tried == Some(index) {
                 continue;
+            }
+            if line.len() > LONG_BYTES && !self.slots[index].template.anchored {
+                let possible = possible.get_or_insert_with(|| Some(self.forms.sieve()?.possible(line)));
+                if possible.as_ref().is_some_and(|possible| !possible.has(self.slots[index].form)) {
+                    continue;
+                }
             }
             let next_unused = self.slots.get(index + 1).map(|next| next.matches == 0);
             let slot = &mut self.slots[index];

@@ -226,6 +226,16 @@ impl Template {
         hits.min_by_key(|hit| hit.span.start)
     }
 
+    /// Linear patterns, one of which matches wherever this form stands; `None` when there is no telling.
+    pub(super) fn linear_supersets(&self) -> Option<Vec<String>> {
+        let gate = |expression: &String| {
+            dialect::translate_imported(expression, Imported::default())
+                .ok()
+                .map(|translated| translated.gate)
+        };
+        self.expressions.iter().map(gate).collect()
+    }
+
     /// Whether what follows its date, where that is cut out, is always the end of the line or no part of a word.
     pub(super) fn cut_before_non_word(&self) -> bool {
         *self
