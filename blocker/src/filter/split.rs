@@ -23,6 +23,8 @@ use super::{dialect, pattern::whole_address};
 /// Places of one line that are tried in full; each may cost a walk over the line. A hostile line with more is left to
 /// the captures.
 const PLACES_MAX: usize = 8;
+/// Looks behind an address for more than fixed text; each of these may be a walk over the line too.
+const WALKS_MAX: usize = 16;
 
 /// A pattern cut in two at its address.
 #[derive(Debug)]
@@ -163,7 +165,7 @@ impl Split {
             _ => 0,
         };
         let mut blamed: Option<Option<IpAddr>> = None;
-        let mut places = 0;
+        let (mut places, mut walks) = (0, 0);
         let mut at = 0;
         while let Some(lead) = self.next_lead(bytes, at) {
             at = lead + 1;
@@ -182,6 +184,10 @@ impl Split {
                 None
             } else if self.plain_end {
                 let end = start + run.len();
+                walks += usize::from(matches!(self.behind, Behind::Match(_)));
+                if walks > WALKS_MAX {
+                    return Outcome::Doubt;
+                }
                 if !self.matches_behind(text, end) {
                     continue;
                 }
