@@ -3,9 +3,9 @@
 //! The targets are a package of their own in `tests/fuzz`, built with coverage by `cargo-fuzz`, which setup installs
 //! into `target/tools`. What they start from is kept in `tests/corpus/fuzz`; what they find goes to `target/fuzz`.
 
-use std::{fs, process::Command};
+use std::{fs, num::NonZero, process::Command, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{lab::shown, setup, workspace};
 
@@ -68,26 +68,38 @@ pub fn run(target: Option<Target>, seconds: u64) -> Result<()> {
     if !status.success() {
         bail!("{}: {status}", shown(&build));
     }
-    for target in targets {
-        let name = target.name();
-        println!("\n== {name}, {seconds} s");
-        let found = workspace().join("target/fuzz").join(name);
-        let kept = workspace().join("tests/corpus/fuzz").join(name);
-        let broken = found.join("broken");
-        let corpus = found.join("corpus");
-        for folder in [&broken, &corpus] {
-            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        }
-        let mut command = cargo_fuzz("run");
-        command.arg(name).args([&corpus, &kept]).arg("--");
-        command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={INPUT_BYTES_MAX}"));
-        command.arg(format!("-timeout={INPUT_SECONDS_MAX}")).arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"));
-        command.arg(format!("-artifact_prefix={}/", broken.display()));
-        command.args(["-print_final_stats=1", "-verbosity=0"]);
-        let status = command.status().with_context(|| format!("start {}", shown(&command)))?;
-        if !status.success() {
-            bail!("the target {name}: {status}; the input that broke it is in {}", broken.display());
-        }
+    // Each runs on one core.
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    for at_once in targets.chunks(cores) {
+        let runs: Vec<Result<()>> = thread::scope(|scope| {
+            let running: Vec<_> =
+                at_once.iter().map(|target| scope.spawn(|| fuzz(target.name(), seconds))).collect();
+            let ended = running.into_iter().map(|run| run.join());
+            ended.map(|run| run.unwrap_or_else(|_| Err(anyhow!("a run panicked")))).collect()
+        });
+        runs.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(())
+}
+
+fn fuzz(name: &str, seconds: u64) -> Result<()> {
+    println!("\n== {name}, {seconds} s");
+    let found = workspace().join("target/fuzz").join(name);
+    let kept = workspace().join("tests/corpus/fuzz").join(name);
+    let broken = found.join("broken");
+    let corpus = found.join("corpus");
+    for folder in [&broken, &corpus] {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let mut command = cargo_fuzz("run");
+    command.arg(name).args([&corpus, &kept]).arg("--");
+    command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={INPUT_BYTES_MAX}"));
+    command.arg(format!("-timeout={INPUT_SECONDS_MAX}")).arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"));
+    command.arg(format!("-artifact_prefix={}/", broken.display()));
+    command.args(["-print_final_stats=1", "-verbosity=0"]);
+    let status = command.status().with_context(|| format!("start {}", shown(&command)))?;
+    if !status.success() {
+        bail!("the target {name}: {status}; the input that broke it is in {}", broken.display());
     }
     Ok(())
 }
