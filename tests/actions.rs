@@ -298,3 +298,48 @@ fn offences_are_on_disk_when_the_agent_has_ended() {
         stored.offences.iter().map(|known| (known.prefix.to_string(), &*known.jail, known.bans)).collect();
     assert_eq!(shown, [(ATTACKER.to_owned(), "app", 1)]);
 }
+
+#[test]
+fn status_counts_what_gave_way_to_each_bound_of_a_jail() {
+    let Some(stage) = Stage::new("status_counts_what_gave_way_to_each_bound_of_a_jail") else { return };
+    let filter = "dialect = 'fail2ban'\nfailregex";
+    let agent = stage.agent(&format!(
+        "[limits]\nmax_connections = 2\nmax_joined_bytes = 65536\nmax_tracked = 100\nmax_offenders = 50\n\
+         [jail.one]\nfiles = ['LOG']\n\
+         [jail.one.filter]\n{filter} = ['^<F-MLFID>\\d+</F-MLFID> <F-NOFAIL>from</F-NOFAIL> <ADDR>$']\n\
+         [jail.several]\nfiles = ['LOG']\n\
+         [jail.several.filter]\n{filter} = ['^begin x+ <ADDR>$<SKIPLINES>^end$']\nmaxlines = 9\n\
+         [jail.slow]\nfiles = ['LOG']\n\
+         [jail.slow.filter]\n{filter} = ['^(?:(a+)\\1?)+c from <HOST>$']\n\
+         [jail.watch]\nobserve = true\nmaxretry = 1\nfiles = ['LOG']\nfailregex = ['^(\\d+) from <ADDR>$']\n"
+    ));
+    let mut lines: String = (0..5).map(|id| format!("{id} from 192.0.2.{id}\n")).collect();
+    lines += &format!("begin {} 192.0.2.9\n", "x".repeat(30_000)).repeat(3);
+    lines += &format!("{}xc from 192.0.2.9\n", "a".repeat(60));
+    fs::write(stage.path("app.log"), lines).unwrap();
+    let lost = |agent: &Agent<'_>| -> Vec<Vec<u64>> {
+        let jails = status(agent)["jails"].as_array().cloned().unwrap_or_default();
+        let keys =
+            ["connections_lost", "joined_lines_lost", "gave_up", "spared", "imagined_lost", "would_ban"];
+        jails.iter().map(|jail| keys.iter().filter_map(|key| jail[*key].as_u64()).collect()).collect()
+    };
+    let wanted =
+        [vec![3, 0, 0, 0, 0, 0], vec![0, 6, 0, 0, 0, 0], vec![0, 0, 1, 0, 0, 0], vec![0, 0, 0, 0, 0, 5]];
+    expect(&agent, "counted", || lost(&agent) == wanted);
+    // What was counted outlives the readers that counted it.
+    agent.cli(binary(), &["reload"]).unwrap();
+    assert_eq!(lost(&agent), wanted);
+    let whole = status(&agent);
+    assert_eq!((whole["tracked_max"].as_u64(), whole["offenders_max"].as_u64()), (Some(100), Some(50)));
+    assert_eq!(whole["tracked_turned_away"], 0);
+    let shown = agent.cli(binary(), &["status"]).unwrap();
+    for part in [
+        "of at most 100, 0 gave way, 0 first failures not counted",
+        "of at most 50, 0 gave way",
+        "one        3 connections forgotten before their time; raise `limits.max_connections`",
+        "several    6 lines too many to be joined; raise `limits.max_joined_bytes`",
+        "slow       1 lines on which a pattern gave up",
+    ] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+}

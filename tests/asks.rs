@@ -11,10 +11,12 @@ use blocker::{
         ASKED_MAX, Act, Ask, Change, Command, Engine, Event, Input, Kept, Occasion, Reading, Request,
         RequestId, SourceId,
     },
-    filter::{Dialect, Filter, FilterSpec, Pattern, Place},
+    filter::{Dialect, Fail2banOptions, Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, Offence, OffenceChange, Origin},
     net::Prefix,
-    policy::{ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Policy, SourceSpec},
+    policy::{
+        ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Limits, Policy, SourceSpec,
+    },
     time::{BanTime, Timestamp, Until},
 };
 
@@ -470,10 +472,47 @@ fn lines_that_a_pattern_gives_up_on_are_counted_across_reloads() {
     let line = format!("{}xc from {ATTACKER}\n", "a".repeat(60));
     let read = Input::Lines { source: SourceId(0), block: line.as_bytes(), reading: Reading::Live };
     life.input(read.clone());
-    assert_eq!(life.counters(0).gave_up, 1);
+    assert_eq!(life.counters(0).losses.gave_up, 1);
     life.engine.set_policy(at(1), policy(vec![slow]));
     life.input(read);
-    assert_eq!((life.counters(0).gave_up, life.counters(0).failures), (2, 0));
+    assert_eq!((life.counters(0).losses.gave_up, life.counters(0).failures), (2, 0));
+}
+
+/// Followed by address and number; a failure is one line each.
+fn followed(maxlines: usize) -> Jail {
+    let pattern = |text: &str| Pattern { text: text.to_owned(), at: Place::default() };
+    let failregex =
+        ["^<F-MLFID>\\d+</F-MLFID> <F-NOFAIL>from</F-NOFAIL> <ADDR>$", "^<F-MLFID>\\d+</F-MLFID> failed$"];
+    let failregex = failregex.map(pattern).to_vec();
+    let fail2ban = Fail2banOptions { maxlines, ..Fail2banOptions::default() };
+    let spec = FilterSpec { failregex, dialect: Dialect::Fail2ban, fail2ban, ..FilterSpec::default() };
+    Jail { filters: vec![Arc::new(Filter::compile(spec).unwrap())], ..jail() }
+}
+
+#[test]
+fn connections_and_joined_lines_are_bounded_as_the_policy_says_and_counted_across_reloads() {
+    let limited = |jail: Jail, limits: Limits| Policy { limits, ..policy(vec![jail]) };
+    let say = |life: &mut Life, text: &str| {
+        life.input(Input::Lines { source: SourceId(0), block: text.as_bytes(), reading: Reading::Live });
+        let counters = life.counters(0);
+        (counters.losses.connections, counters.losses.lines, counters.failures)
+    };
+    let of = |connections_max| Limits { connections_max, ..Limits::default() };
+    let mut life = Life { engine: Engine::new(at(0), limited(followed(1), of(3)), Kept::default()), now: 0 };
+    let four: String = (0..4).map(|id| format!("{id} from 192.0.2.{id}\n")).collect();
+    assert_eq!(say(&mut life, &four), (1, 0, 0));
+    assert_eq!(say(&mut life, "0 failed\n"), (2, 0, 0), "it gave way, and another to its name");
+    assert_eq!(say(&mut life, "3 failed\n"), (2, 0, 1));
+    life.engine.set_policy(at(1), limited(followed(1), of(200)));
+    let many: String = (10..210).map(|id| format!("{id} from 192.0.2.9\n")).collect();
+    assert_eq!(say(&mut life, &many).0, 5);
+    let of = |joined_bytes_max| Limits { joined_bytes_max, ..Limits::default() };
+    let long = format!("{}\n", "x".repeat(999)).repeat(5);
+    for (most, lost) in [(3_000, 2), (5_000, 0)] {
+        let policy = limited(followed(4), of(most));
+        let mut life = Life { engine: Engine::new(at(0), policy, Kept::default()), now: 0 };
+        assert_eq!(say(&mut life, &long).1, lost, "four are wanted, {most} bytes are the most");
+    }
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn policy(allow: &[&str], protected: &[&str]) -> Policy {
         sources: vec![SourceSpec::File("/log".into())],
         allow: allow.iter().map(|text| prefix(text)).collect(),
         protected: protected.iter().map(|text| prefix(text)).collect(),
-        limits: Limits { bans_max: 8, tracked_max: 16, offenders_max: 16 },
+        limits: Limits { bans_max: 8, tracked_max: 16, offenders_max: 16, ..Limits::default() },
         ..Policy::default()
     }
 }

@@ -56,7 +56,11 @@ impl Agent {
             would_ban: counters.would_ban,
             ignored: counters.ignored,
             unanswered: counters.unanswered,
-            gave_up: counters.gave_up,
+            spared: counters.spared,
+            imagined_lost: counters.imagined_lost,
+            gave_up: counters.losses.gave_up,
+            connections_lost: counters.losses.connections,
+            joined_lines_lost: counters.losses.lines,
             actions: self.runner.status(name),
         });
         let reason = if description.reason.is_empty() {
@@ -70,7 +74,7 @@ impl Agent {
         }
         if snapshot.under_pressure {
             warnings.push(format!(
-                "failures of {} addresses are tracked, more than three quarters of the most that may be: the first failure of a further address is noted and not counted ({} so far)",
+                "failures of {} addresses are tracked, more than three quarters of the most that may be: the first failure of a further address is noted and not counted ({} so far); raise `limits.max_tracked` if there is memory for it",
                 snapshot.tracked, snapshot.turned_away
             ));
         }
@@ -91,9 +95,12 @@ impl Agent {
             bans: snapshot.bans.len(),
             bans_max: self.config.policy.limits.bans_max,
             tracked: snapshot.tracked,
+            tracked_max: self.config.policy.limits.tracked_max,
             tracked_evicted: snapshot.evicted,
+            tracked_turned_away: snapshot.turned_away,
             bans_refused: snapshot.gave_way + snapshot.table_full,
             offenders: snapshot.offenders,
+            offenders_max: self.config.policy.limits.offenders_max,
             offenders_gave_way: snapshot.offenders_gave_way,
             asked: snapshot.asked,
             matches_bytes: snapshot.matches_bytes,

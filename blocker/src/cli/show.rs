@@ -69,13 +69,16 @@ fn status(status: &Status) -> String {
     line("dropped", format!("{} packets, {} bytes", status.packets, status.bytes));
     line(
         "tracked",
-        format!("{} addresses with failures, {} gave way", status.tracked, status.tracked_evicted),
+        format!(
+            "{} addresses with failures of at most {}, {} gave way, {} first failures not counted",
+            status.tracked, status.tracked_max, status.tracked_evicted, status.tracked_turned_away
+        ),
     );
     line(
         "offenders",
         format!(
-            "{} bans remembered by address and jail, {} gave way",
-            status.offenders, status.offenders_gave_way
+            "{} bans remembered by address and jail, of at most {}, {} gave way",
+            status.offenders, status.offenders_max, status.offenders_gave_way
         ),
     );
     if status.asked > 0 {
@@ -130,8 +133,19 @@ fn asks(status: &Status) -> String {
                 jail.ignored, jail.unanswered
             ));
         }
-        if jail.gave_up > 0 {
-            said.push(format!("a pattern gave up on {} lines; see `blocker filter lint`", jail.gave_up));
+        for (count, what) in [
+            (jail.spared, "bans narrowed or not made, to spare who is never dropped"),
+            (jail.imagined_lost, "imagined bans gave way to newer ones"),
+            (jail.gave_up, "lines on which a pattern gave up; see `blocker filter lint`"),
+            (
+                jail.connections_lost,
+                "connections forgotten before their time; raise `limits.max_connections`",
+            ),
+            (jail.joined_lines_lost, "lines too many to be joined; raise `limits.max_joined_bytes`"),
+        ] {
+            if count > 0 {
+                said.push(format!("{count} {what}"));
+            }
         }
         for action in &jail.actions {
             said.push(format!(

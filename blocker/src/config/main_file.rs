@@ -20,8 +20,8 @@ use super::{
     syntax_error,
 };
 use crate::{
-    filter::{Filter, FilterSpec},
-    policy::{ActionSpec, JournalMatches, Policy, SourceSpec},
+    filter::{Filter, FilterSpec, LINE_BYTES_MAX},
+    policy::{ActionSpec, JournalMatches, Limits, Policy, SourceSpec},
 };
 
 /// How long a ban lasts where nothing says otherwise.
@@ -30,12 +30,26 @@ pub(super) const BANTIME: Duration = Duration::from_secs(3_600);
 /// Most bans at once that may be configured: the kernel tables then take about 400 MB.
 const BANS_CEILING: u64 = 4_194_304;
 
+/// Most failing addresses that may be tracked: about 1.5 GB.
+const TRACKED_CEILING: u64 = 16_777_216;
+
+/// Most earlier bans that may be remembered; all of them are read at each start.
+const OFFENDERS_CEILING: u64 = 4_194_304;
+
+/// Most connections that a filter may remember of one source: an attacker can make each take some 100 KB.
+const CONNECTIONS_CEILING: u64 = 10_000;
+
+/// Fewest and most bytes of lines that may be joined: room for one line of the greatest length, and what a pattern can
+/// be run over once a line.
+const JOINED_BYTES: Range<u64> = LINE_BYTES_MAX as u64..(4 << 20) + 1;
+
 const KEYS: &[&str] = &[
     "allowlist",
     "state_dir",
     "socket",
     "dbpurgeage",
     "enforce",
+    "limits",
     "defaults",
     "import",
     "filter_dirs",
@@ -43,6 +57,7 @@ const KEYS: &[&str] = &[
     "jail",
 ];
 const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
+const LIMITS_KEYS: &[&str] = &["max_tracked", "max_offenders", "max_connections", "max_joined_bytes"];
 /// Keys of a jail beside [`RULE_KEYS`].
 const JAIL_KEYS: [&str; 10] = [
     "enabled",
@@ -88,6 +103,7 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
     path_into(&mut reader, table, "state_dir", &mut config.state_dir);
     path_into(&mut reader, table, "socket", &mut config.socket);
     enforce(&mut reader, table, &mut config);
+    limits(&mut reader, table, &mut config.policy.limits);
     if let Some((remember, _)) = reader.find_time(table, "dbpurgeage") {
         config.policy.remember = remember;
     }
@@ -150,6 +166,23 @@ fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
         config.policy.limits.bans_max = usize::try_from(bans).unwrap_or(usize::MAX);
     }
     path_into(reader, table, "pin_dir", &mut config.enforce.pin_dir);
+}
+
+/// `[limits]`; the bound on bans is the kernel tables' size and stands in `[enforce]`.
+fn limits(reader: &mut Reader<'_>, root: Table<'_>, limits: &mut Limits) {
+    let Some((entries, _)) = reader.table(root, "limits") else { return };
+    let table = Table { entries, key: "limits" };
+    reader.only(table, LIMITS_KEYS);
+    for (key, bounds, limit) in [
+        ("max_tracked", 1..TRACKED_CEILING + 1, &mut limits.tracked_max),
+        ("max_offenders", 1..OFFENDERS_CEILING + 1, &mut limits.offenders_max),
+        ("max_connections", 1..CONNECTIONS_CEILING + 1, &mut limits.connections_max),
+        ("max_joined_bytes", JOINED_BYTES, &mut limits.joined_bytes_max),
+    ] {
+        if let Some((number, _)) = reader.number(table, key, bounds) {
+            *limit = usize::try_from(number).unwrap_or(usize::MAX);
+        }
+    }
 }
 
 /// An interface name as the kernel allows it: 1 to 15 bytes (IFNAMSIZ), no slash, colon or space.

@@ -210,12 +210,18 @@ pub struct Status {
     pub bans_max: usize,
     /// (jail, prefix) pairs whose failures are tracked.
     pub tracked: usize,
+    /// Pairs tracked at once, at most.
+    pub tracked_max: usize,
     /// Pairs that gave way to the bound on them.
     pub tracked_evicted: u64,
+    /// First failures that were noted and not counted, since three quarters of the bound were taken.
+    pub tracked_turned_away: u64,
     /// Bans that gave way to the bound on bans, or were not made because of it.
     pub bans_refused: u64,
     /// (prefix, jail) pairs whose earlier bans are remembered.
     pub offenders: usize,
+    /// Pairs remembered at once, at most.
+    pub offenders_max: usize,
     /// Pairs that gave way to the bound on them.
     pub offenders_gave_way: u64,
     /// Bans that wait for an ignorecommand.
@@ -276,8 +282,16 @@ pub struct JailStatus {
     pub ignored: u64,
     /// Bans made without an answer of its ignorecommand.
     pub unanswered: u64,
+    /// Bans not made, to spare an allowlisted or protected neighbour in the same prefix.
+    pub spared: u64,
+    /// Bans it would have made, given up since too many were imagined at once.
+    pub imagined_lost: u64,
     /// Lines that a pattern of its filters gave up on, for taking more steps than it may.
     pub gave_up: u64,
+    /// Connections that its imported filters forgot before their time, since there were too many.
+    pub connections_lost: u64,
+    /// Lines that its imported filters with `maxlines` saw no more, since together they were too long.
+    pub joined_lines_lost: u64,
     /// Its actions that have run or were to.
     pub actions: Vec<ActionStatus>,
 }

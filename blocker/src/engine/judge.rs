@@ -266,7 +266,12 @@ impl Engine {
         };
         if cause == Cause::Observed {
             self.count(key, |counters| counters.would_ban += 1);
-            self.imagined.open(ban.clone());
+            if let Opened::Yes { gave_way: Some(Ban { origin: Origin::Jail(jail), .. }) } =
+                self.imagined.open(ban.clone())
+                && let Some(key) = self.keys.get(&jail).copied()
+            {
+                self.count(key, |counters| counters.imagined_lost += 1);
+            }
             return self.commands.push_back(Command::Note(Event::WouldBan(ban)));
         }
         if let Some(live) = self.ledger.covering(prefix).filter(|live| !live.until.is_over(now)) {

@@ -34,6 +34,7 @@ use reader::Reader;
 use crate::{
     allowlist::PrefixSet,
     detect::{JailKey, Windows},
+    filter::Losses,
     ledger::{Ban, Ledger, Offence, Offenders, Opened, Origin},
     net::Prefix,
     policy::{Policy, SourceSpec},
@@ -90,8 +91,10 @@ pub struct JailCounters {
     pub ignored: u64,
     /// Bans made without an answer of the ignorecommand.
     pub unanswered: u64,
-    /// Lines that a pattern of its filters gave up on, for taking more steps than it may.
-    pub gave_up: u64,
+    /// What the bounds on its imported filters cost.
+    pub losses: Losses,
+    /// Bans it would have made that gave way to the bound on those that are imagined at once.
+    pub imagined_lost: u64,
 }
 
 /// What an engine starts with: what was kept from an earlier life.
@@ -314,10 +317,10 @@ impl Engine {
     /// What `status` shows.
     pub fn snapshot(&self) -> Snapshot {
         let jails = self.policy.jails.iter().zip(&self.jails);
-        let gave_up = self.gave_up();
+        let losses = self.losses();
         let counters_of = |key: JailKey| {
             let mut counters = self.counters_of(key);
-            counters.gave_up += gave_up.get(&key).copied().unwrap_or(0);
+            counters.losses += losses.get(&key).copied().unwrap_or_default();
             counters
         };
         Snapshot {
@@ -369,7 +372,7 @@ impl Engine {
 
     /// Rebuilds what follows from the policy.
     fn derive(&mut self) {
-        self.keep_gave_up();
+        self.keep_losses();
         let limits = self.policy.limits;
         self.windows.set_tracked_max(limits.tracked_max);
         self.ledger.set_bans_max(limits.bans_max);

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Engine, Reading, SourceId, judge::Failure};
 use crate::{
     detect::JailKey,
-    filter::{Filter, SourceMatcher, Verdict, date::Clock},
+    filter::{Filter, Losses, SourceMatcher, Verdict, date::Clock},
     policy::Policy,
     time::Timestamp,
 };
@@ -40,6 +40,7 @@ impl Reader {
         }
         let observes = filters.iter().map(|filter| filter.observe).collect();
         let mut matcher = SourceMatcher::new(filters);
+        matcher.set_bounds(policy.limits.connections_max, policy.limits.joined_bytes_max);
         if let Some(zone) = &policy.zone {
             matcher.set_zone(zone.clone());
         }
@@ -49,21 +50,21 @@ impl Reader {
 
 impl Engine {
     /// Adds what the readers have counted to the jails' counters; new readers begin at 0.
-    pub(super) fn keep_gave_up(&mut self) {
-        let counted = self.gave_up();
-        for (key, gave_up) in counted {
-            self.count(key, |counters| counters.gave_up += gave_up);
+    pub(super) fn keep_losses(&mut self) {
+        for (key, losses) in self.losses() {
+            self.count(key, |counters| counters.losses += losses);
         }
     }
 
     /// By jail, as the readers of now have counted it.
-    pub(super) fn gave_up(&self) -> BTreeMap<JailKey, u64> {
+    pub(super) fn losses(&self) -> BTreeMap<JailKey, Losses> {
         let mut by_jail = BTreeMap::new();
         for Reader { matcher, jails, .. } in self.readers.iter().flatten() {
             for (jail, filters) in jails {
-                let gave_up: u64 = filters.iter().map(|filter| matcher.gave_up(*filter)).sum();
-                if let Some(state) = self.jails.get(*jail) {
-                    *by_jail.entry(state.key).or_default() += gave_up;
+                let Some(state) = self.jails.get(*jail) else { continue };
+                let losses: &mut Losses = by_jail.entry(state.key).or_default();
+                for filter in filters {
+                    *losses += matcher.losses(*filter);
                 }
             }
         }

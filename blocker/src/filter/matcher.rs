@@ -13,7 +13,7 @@ use jiff::tz::{Offset, TimeZone};
 use super::{
     Filter, Rules, Verdict,
     date::{self, Clock},
-    imported::{Failure, State},
+    imported::{Failure, Losses, State},
     prefilter::{Candidates, Hit, Prefilter},
 };
 use crate::time::Timestamp;
@@ -148,14 +148,19 @@ impl SourceMatcher {
         self.zone = Some(zone);
     }
 
-    /// How often a pattern of the filter with this index took more steps on a line than it may.
-    pub fn gave_up(&self, filter: usize) -> u64 {
-        self.memories.get(filter).and_then(Option::as_ref).map_or(0, |memory| memory.state.gave_up())
+    /// Sets how many connections each imported filter remembers, and how many bytes of lines it joins.
+    pub fn set_bounds(&mut self, connections_max: usize, joined_bytes_max: usize) {
+        for memory in self.memories.iter_mut().flatten() {
+            memory.state.set_bounds(connections_max, joined_bytes_max);
+        }
     }
 
-    /// How many connections the filter with this index had to forget before their time, since there were too many.
-    pub fn connections_lost(&self, filter: usize) -> u64 {
-        self.memories.get(filter).and_then(Option::as_ref).map_or(0, |memory| memory.state.connections_lost())
+    /// What its bounds have cost the filter with this index.
+    pub fn losses(&self, filter: usize) -> Losses {
+        self.memories
+            .get(filter)
+            .and_then(Option::as_ref)
+            .map_or_else(Losses::default, |memory| memory.state.losses())
     }
 
     /// Lines skipped so far because they were longer than [`LINE_BYTES_MAX`].

@@ -33,7 +33,7 @@ mod regexp;
 mod split;
 
 pub use date::Clock;
-pub use imported::Fail2banOptions;
+pub use imported::{Fail2banOptions, Losses};
 pub use matcher::{LINE_BYTES_MAX, Line, SourceMatcher};
 use pattern::{Compiled, whole_address};
 

@@ -5,7 +5,15 @@ use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::tz::TimeZone;
 
-use crate::{engine::SourceId, filter::Filter, net::Prefix, time::BanTime};
+use crate::{
+    engine::SourceId,
+    filter::{
+        Filter,
+        imported::{CONNECTIONS_MAX, JOINED_BYTES_MAX},
+    },
+    net::Prefix,
+    time::BanTime,
+};
 
 mod action;
 mod escalation;
@@ -196,10 +204,20 @@ pub struct Limits {
     pub tracked_max: usize,
     /// (prefix, jail) pairs whose earlier bans are remembered; default 65,536.
     pub offenders_max: usize,
+    /// Connections that an imported filter remembers of one source, by `<F-MLFID>`; default 100.
+    pub connections_max: usize,
+    /// Bytes of the lines that an imported filter with `maxlines` joins; default 262,144.
+    pub joined_bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bans_max: 65_536, tracked_max: 131_072, offenders_max: 65_536 }
+        Self {
+            bans_max: 65_536,
+            tracked_max: 131_072,
+            offenders_max: 65_536,
+            connections_max: CONNECTIONS_MAX,
+            joined_bytes_max: JOINED_BYTES_MAX,
+        }
     }
 }

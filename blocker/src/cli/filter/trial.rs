@@ -200,7 +200,7 @@ impl Trial {
             unforgiving.scan(line, self.clock, |line| bare = line.verdict(0));
         }
         self.counts.too_long = self.matcher.lines_too_long();
-        self.counts.gave_up = self.matcher.gave_up(0);
+        self.counts.gave_up = self.matcher.losses(0).gave_up;
         self.note_form(line);
         let fate = match (found, bare) {
             (Some(_), _) => Fate::Matched,

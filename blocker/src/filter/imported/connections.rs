@@ -4,38 +4,59 @@
 //! connection in common, commonly host and process id.
 #![forbid(unsafe_code)]
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{
+        BTreeMap,
+        btree_map::{Entry, OccupiedEntry},
+    },
+    sync::Arc,
+    time::Duration,
+};
 
 use super::failure::{Facts, IDENTITIES};
 use crate::time::Timestamp;
 
-/// Connections remembered at once; the one known longest gives way. As in fail2ban.
+/// Connections remembered at once where nobody says; the one known longest gives way. As in fail2ban.
 pub const CONNECTIONS_MAX: usize = 100;
 /// How long a connection is remembered from its first line on. As in fail2ban.
 pub const CONNECTION_SPAN: Duration = Duration::from_secs(300);
 
 /// The connections of one log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Connections {
-    /// In the order in which they were first seen.
-    known: VecDeque<Connection>,
+    /// By number, in the order in which they were first seen.
+    known: BTreeMap<u64, Connection>,
+    numbers: BTreeMap<Arc<str>, u64>,
+    next: u64,
+    max: usize,
     /// Connections that gave way before their time.
     pub(super) gave_way: u64,
 }
 
 #[derive(Debug)]
 struct Connection {
-    id: String,
+    id: Arc<str>,
     since: Timestamp,
     facts: Facts,
 }
 
+impl Default for Connections {
+    fn default() -> Self {
+        Self { known: BTreeMap::new(), numbers: BTreeMap::new(), next: 0, max: CONNECTIONS_MAX, gave_way: 0 }
+    }
+}
+
 impl Connections {
+    /// Changes the bound; those over it give way as further ones come.
+    pub(super) fn set_max(&mut self, max: usize) {
+        self.max = max.max(1);
+    }
+
     /// Merges what a line of the connection `id` says, and how many lines matched, with what is known of it. `None`
     /// when that is no failure, or none yet.
     pub(super) fn merge(
         &mut self,
-        id: String,
+        id: &str,
         mut fresh: Facts,
         matched: u32,
         now: Timestamp,
@@ -50,10 +71,9 @@ impl Connections {
         }
         let forget = fresh.take("mlfforget");
         let mut forgotten;
-        let facts = match self.place(&id, now) {
-            Some(at) => {
-                let connection = &mut self.known[at];
-                let facts = &mut connection.facts;
+        let facts = match self.find(id, now) {
+            Some(mut connection) => {
+                let facts = &mut connection.get_mut().facts;
                 facts.note_user(fresh.groups.get("user"));
                 // Whether it is a failure is only for the last line to say.
                 let was_nofail = facts.take("nofail") | facts.take("mlfgained");
@@ -65,10 +85,11 @@ impl Connections {
                 }
                 facts.update(fresh);
                 if forget {
-                    forgotten = self.known.remove(at).map(|connection| connection.facts)?;
+                    forgotten = connection.remove().facts;
+                    self.numbers.remove(id);
                     &mut forgotten
                 } else {
-                    &mut self.known[at].facts
+                    &mut connection.into_mut().facts
                 }
             }
             None if forget => {
@@ -103,29 +124,30 @@ impl Connections {
         Some(facts.clone())
     }
 
-    /// Where the connection is, if it is known and not too old.
-    fn place(&mut self, id: &str, now: Timestamp) -> Option<usize> {
-        let at = self.known.iter().position(|connection| connection.id == id)?;
-        if self.known[at].since <= now.saturating_sub(CONNECTION_SPAN) {
-            self.known.remove(at);
+    /// The connection, if it is known and not too old.
+    fn find(&mut self, id: &str, now: Timestamp) -> Option<OccupiedEntry<'_, u64, Connection>> {
+        let number = *self.numbers.get(id)?;
+        let Entry::Occupied(connection) = self.known.entry(number) else { return None };
+        if connection.get().since <= now.saturating_sub(CONNECTION_SPAN) {
+            connection.remove();
+            self.numbers.remove(id);
             return None;
         }
-        Some(at)
+        Some(connection)
     }
 
-    fn remember(&mut self, id: String, facts: Facts, now: Timestamp) -> &mut Connection {
-        if self.known.len() >= CONNECTIONS_MAX {
-            let oldest = now.saturating_sub(CONNECTION_SPAN);
-            while let Some(first) = self.known.pop_front() {
-                if first.since > oldest {
-                    self.gave_way += 1;
-                    break;
-                }
-            }
+    fn remember(&mut self, id: &str, facts: Facts, now: Timestamp) -> &mut Connection {
+        let oldest = now.saturating_sub(CONNECTION_SPAN);
+        while self.known.len() >= self.max
+            && let Some((_, first)) = self.known.pop_first()
+        {
+            self.numbers.remove(&first.id);
+            self.gave_way += u64::from(first.since > oldest);
         }
-        let at = self.known.len();
-        self.known.push_back(Connection { id, since: now, facts });
-        &mut self.known[at]
+        let (id, number): (Arc<str>, u64) = (id.into(), self.next);
+        self.next += 1;
+        self.numbers.insert(Arc::clone(&id), number);
+        self.known.entry(number).or_insert(Connection { id, since: now, facts })
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, ops::Range};
 
 /// Lines that may be joined at most, whatever `maxlines` asks for.
 pub const JOINED_LINES_MAX: usize = 128;
-/// Bytes of joined lines at most; the oldest lines give way.
+/// Bytes of joined lines at most where nobody says; the oldest lines give way.
 pub const JOINED_BYTES_MAX: usize = 256 << 10;
 
 /// The lines that a pattern sees.
@@ -15,19 +15,29 @@ pub const JOINED_BYTES_MAX: usize = 256 << 10;
 pub(super) struct Lines {
     lines: VecDeque<String>,
     max: usize,
+    bytes_max: usize,
     bytes: usize,
+    /// Lines that gave way to the bound on bytes.
+    pub(super) gave_way: u64,
 }
 
 impl Lines {
     pub(super) fn new(max: usize) -> Self {
-        Self { lines: VecDeque::new(), max: max.clamp(1, JOINED_LINES_MAX), bytes: 0 }
+        let max = max.clamp(1, JOINED_LINES_MAX);
+        Self { lines: VecDeque::new(), max, bytes_max: JOINED_BYTES_MAX, bytes: 0, gave_way: 0 }
+    }
+
+    /// Changes the bound on bytes; lines over it give way as the next one comes.
+    pub(super) fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
     }
 
     /// Adds a line, without its line break.
     pub(super) fn push(&mut self, line: String) {
         self.bytes += line.len() + 1;
         self.lines.push_back(line);
-        while self.lines.len() > self.max || (self.bytes > JOINED_BYTES_MAX && self.lines.len() > 1) {
+        while self.lines.len() > self.max || (self.bytes > self.bytes_max && self.lines.len() > 1) {
+            self.gave_way += u64::from(self.lines.len() <= self.max);
             self.bytes -= self.lines.pop_front().map_or(0, |gone| gone.len() + 1);
         }
     }

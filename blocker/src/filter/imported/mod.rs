@@ -195,7 +195,7 @@ impl Rules {
         outer.update(facts);
         let mut facts = outer;
         match facts.text("mlfid").map(str::to_owned) {
-            Some(id) => facts = state.connections.merge(id, facts, matched, now)?,
+            Some(id) => facts = state.connections.merge(&id, facts, matched, now)?,
             // Without a connection to remember it for, such a line is nothing; fail2ban would count it.
             None if facts.says("nofail") || facts.says("mlfgained") || facts.id().is_none() => return None,
             None => facts.matches = matched,
@@ -244,6 +244,25 @@ fn encoding_of(name: &Pattern) -> Result<Option<&'static Encoding>, FilterError>
     }
 }
 
+/// What the bounds on imported filters cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Lines that a pattern gave up on, for taking more steps than it may.
+    pub gave_up: u64,
+    /// Connections forgotten before their time, since there were too many.
+    pub connections: u64,
+    /// Lines that patterns over several saw no more, since together they were too long.
+    pub lines: u64,
+}
+
+impl std::ops::AddAssign for Losses {
+    fn add_assign(&mut self, other: Self) {
+        self.gave_up += other.gave_up;
+        self.connections += other.connections;
+        self.lines += other.lines;
+    }
+}
+
 /// What a filter knows of the log it reads.
 #[derive(Debug)]
 pub(super) struct State {
@@ -272,14 +291,19 @@ impl State {
         }
     }
 
-    /// How often a pattern took more steps than it may.
-    pub(super) fn gave_up(&self) -> u64 {
-        self.gave_up.get()
+    /// What the bounds have cost so far.
+    pub(super) fn losses(&self) -> Losses {
+        Losses {
+            gave_up: self.gave_up.get(),
+            connections: self.connections.gave_way,
+            lines: self.lines.gave_way,
+        }
     }
 
-    /// How many connections gave way to newer ones before their time.
-    pub(super) fn connections_lost(&self) -> u64 {
-        self.connections.gave_way
+    /// Changes the bounds on connections and on bytes of joined lines.
+    pub(super) fn set_bounds(&mut self, connections_max: usize, joined_bytes_max: usize) {
+        self.connections.set_max(connections_max);
+        self.lines.set_bytes_max(joined_bytes_max);
     }
 
     /// Finds the date of a line and puts what the patterns see into `text`.

@@ -114,13 +114,13 @@ fn connections_give_way_by_number_and_by_age_and_are_counted() {
     }
     assert_eq!(say(&mut many, 0, "wrong password for a", NOW), "");
     assert_eq!(say(&mut many, 2, "wrong password for a", NOW), "192.0.2.1 2");
-    assert!(many.connections_lost(0) > 0);
+    assert!(many.losses(0).connections > 0);
     let mut old = daemon();
     say(&mut old, 1, "connect from 192.0.2.1", NOW);
     let span = i64::try_from(CONNECTION_SPAN.as_secs()).unwrap();
     assert_eq!(say(&mut old, 1, "wrong password for a", NOW + span - 1), "192.0.2.1 2");
     assert_eq!(say(&mut old, 1, "wrong password for a", NOW + span), "");
-    assert_eq!(old.connections_lost(0), 0);
+    assert_eq!(old.losses(0).connections, 0);
 }
 
 #[test]
@@ -260,9 +260,9 @@ fn a_pattern_that_takes_too_many_steps_is_given_up_and_counted() {
     let mut matcher = matcher(spec("", &[again], &[], Fail2banOptions::default()));
     let hostile = format!("Nov 24 12:59:59 {}bZ 192.0.2.1", "a".repeat(2_000));
     assert_eq!(seen(&mut matcher, b"Nov 24 12:59:59 aaaZ 192.0.2.1", NOW), "192.0.2.1 1");
-    assert_eq!(matcher.gave_up(0), 0);
+    assert_eq!(matcher.losses(0).gave_up, 0);
     seen(&mut matcher, hostile.as_bytes(), NOW);
-    let gave_up = matcher.gave_up(0);
+    let gave_up = matcher.losses(0).gave_up;
     assert_eq!(seen(&mut matcher, b"Nov 24 12:59:59 aaaZ 192.0.2.1", NOW), "192.0.2.1 1");
-    assert_eq!((gave_up, matcher.gave_up(0)), (1, 1));
+    assert_eq!((gave_up, matcher.losses(0).gave_up), (1, 1));
 }
