@@ -515,6 +515,62 @@ fn connections_and_joined_lines_are_bounded_as_the_policy_says_and_counted_acros
     }
 }
 
+/// The first half of a failure, a reload, the second half.
+#[test]
+fn what_an_unchanged_filter_remembers_of_its_log_outlives_a_reload() {
+    let changed = |maxlines: usize| {
+        let spec = followed(maxlines).filters[0].spec().clone();
+        let Some((last, rest)) = spec.failregex.split_last() else { panic!() };
+        let last = Pattern { text: format!("{} $", last.text), at: last.at.clone() };
+        let failregex = rest.iter().cloned().chain([last]).collect();
+        Filter::compile(FilterSpec { failregex, ..spec }).unwrap()
+    };
+    // As read anew from a file in which it stands further down.
+    let moved = |maxlines: usize| {
+        let mut spec = followed(maxlines).filters[0].spec().clone();
+        (spec.path, spec.name) = ("/elsewhere".into(), "another".to_owned());
+        spec.failregex.iter_mut().for_each(|pattern| pattern.at.line += 7);
+        Filter::compile(spec).unwrap()
+    };
+    let spanning = |skipped: &str| {
+        let text = format!("^begin <ADDR>$<SKIPLINES>{skipped}^end$");
+        let failregex = vec![Pattern { text, at: Place::default() }];
+        let fail2ban = Fail2banOptions { maxlines: 3, ..Fail2banOptions::default() };
+        Filter::compile(FilterSpec {
+            failregex,
+            dialect: Dialect::Fail2ban,
+            fail2ban,
+            ..FilterSpec::default()
+        })
+        .unwrap()
+    };
+    let halves = [("7 from 192.0.2.1\n", "7 failed\n"), ("begin 192.0.2.1\n", "end\n")];
+    for (before, after, (first, second), failures) in [
+        (moved(1), moved(1), halves[0], 1),
+        (moved(1), changed(1), halves[0], 0),
+        (moved(1), moved(2), halves[0], 0),
+        (spanning(""), spanning(""), halves[1], 1),
+        (spanning(""), spanning("(?:)"), halves[1], 0),
+    ] {
+        let reading = |filter: Filter, sources: &[&str], source| {
+            let sources = sources.iter().map(|path| SourceSpec::File(path.into())).collect();
+            let jails =
+                vec![Jail { filters: vec![Arc::new(filter)], sources: vec![SourceId(source)], ..jail() }];
+            Policy { jails, sources, ..Policy::default() }
+        };
+        let now = reading(before, &["/log"], 0);
+        let mut life = Life { engine: Engine::new(at(0), now, Kept::default()), now: 0 };
+        life.input(Input::Lines { source: SourceId(0), block: first.as_bytes(), reading: Reading::Live });
+        // The source may have another number afterwards.
+        life.engine.set_policy(at(1), reading(after, &["/other", "/log"], 1));
+        life.input(Input::Lines { source: SourceId(1), block: second.as_bytes(), reading: Reading::Live });
+        assert_eq!(life.counters(0).failures, failures, "{first:?} {second:?}");
+        // What was read of one log is nothing to another.
+        life.input(Input::Lines { source: SourceId(0), block: second.as_bytes(), reading: Reading::Live });
+        assert_eq!(life.counters(0).failures, failures);
+    }
+}
+
 #[test]
 fn own_addresses_are_never_banned_whatever_ignoreself_says() {
     for (ignoreself, failures, spared) in [(true, 0, 0), (false, 4, 2)] {

@@ -284,3 +284,48 @@ fn an_imported_jail_bans_runs_its_command_and_outlives_a_neighbours_broken_filte
     fail("logs/second/bad.log", "203.0.113.5");
     banned(&["203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.5"]);
 }
+
+/// Half of a failure, a reload that changes the filter's file and not the filter, the other half.
+#[test]
+fn a_failure_that_a_reload_cuts_in_two_bans() {
+    const NAME: &str = "a_failure_that_a_reload_cuts_in_two_bans";
+    if let Some(reason) = missing() {
+        return skipped(NAME, &reason);
+    }
+    let scratch = Scratch::new("halves").unwrap();
+    let at = |name: &str| scratch.join(name);
+    let filter = "[Definition]\nprefregex = ^ d\\[<F-MLFID>\\d+</F-MLFID>\\]: <F-CONTENT>.+</F-CONTENT>$\n\
+                  failregex = ^<F-NOFAIL>connect</F-NOFAIL> from <ADDR>$\n  ^wrong password$\n";
+    fs::create_dir_all(at("fail2ban/filter.d")).unwrap();
+    fs::write(at("fail2ban/filter.d/d.conf"), filter).unwrap();
+    let jail = format!(
+        "[d]\nenabled = true\nfilter = d\nmaxretry = 1\nlogpath = {}\naction = iptables-allports\n",
+        at("d.log").display()
+    );
+    fs::write(at("fail2ban/jail.local"), &jail).unwrap();
+    fs::write(at("d.log"), "").unwrap();
+    let say = |text: &str| {
+        let now =
+            String::from_utf8(Command::new("date").arg("+%b %d %H:%M:%S").output().unwrap().stdout).unwrap();
+        let mut log = fs::File::options().append(true).open(at("d.log")).unwrap();
+        log.write_all(format!("{} d[1]: {text}\n", now.trim_end()).as_bytes()).unwrap();
+    };
+    let lan = Lan::new().unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
+    let mut agent = Agent::new(&scratch, &lan.host, Backend::Nftables);
+    agent.tables(&format!("[import]\nfail2ban = '{}'", at("fail2ban").display()));
+    agent.start(binary).unwrap();
+    say("connect from 203.0.113.7");
+    let read = || {
+        let status = agent.json(binary, &["status"]).ok()?;
+        (status["sources"][0]["bytes"].as_u64()? > 0).then_some(())
+    };
+    assert!(wait_for(Duration::from_secs(5), read).is_some(), "{}", agent.log());
+    fs::write(at("fail2ban/filter.d/d.conf"), format!("# A remark.\n\n{filter}")).unwrap();
+    fs::write(at("fail2ban/jail.local"), format!("{jail}bantime = 1h\n")).unwrap();
+    agent.cli(binary, &["reload"]).unwrap();
+    say("wrong password");
+    let banned =
+        wait_for(Duration::from_secs(5), || (agent.banned(binary).ok()? == ["203.0.113.7"]).then_some(()));
+    assert!(banned.is_some(), "{:?}\n{}", agent.banned(binary), agent.log());
+}

@@ -220,7 +220,7 @@ impl Engine {
         for offence in kept.offences {
             engine.commands.extend(engine.offenders.restore(offence).map(Command::Remember));
         }
-        engine.derive();
+        engine.derive(&[]);
         engine.act_changed(&Policy::default());
         engine.lift_allowed();
         engine.expire(now);
@@ -297,11 +297,11 @@ impl Engine {
         ends.into_iter().flatten().min()
     }
 
-    /// Takes a new policy; windows and bans stay. Bans that now lie in the allowlist are lifted.
+    /// Takes a new policy; windows and bans stay, and so does what unchanged filters remember of their logs. Bans that now lie in the allowlist are lifted.
     pub fn set_policy(&mut self, now: Timestamp, policy: Policy) {
         let before: BTreeSet<Prefix> = self.allowed().into_iter().collect();
         let policy_before = std::mem::replace(&mut self.policy, policy);
-        self.derive();
+        self.derive(&policy_before.sources);
         self.act_changed(&policy_before);
         let after: BTreeSet<Prefix> = self.allowed().into_iter().collect();
         self.lift_allowed();
@@ -370,8 +370,8 @@ impl Engine {
         self.offenders.iter().collect()
     }
 
-    /// Rebuilds what follows from the policy.
-    fn derive(&mut self) {
+    /// Rebuilds what follows from the policy; `former` are the sources of the policy before.
+    fn derive(&mut self, former: &[SourceSpec]) {
         self.keep_losses();
         let limits = self.policy.limits;
         self.windows.set_tracked_max(limits.tracked_max);
@@ -396,8 +396,13 @@ impl Engine {
                 wants_matches: jail.actions.iter().any(|action| action.matches),
             });
         }
-        let sources = 0..self.policy.sources.len();
-        self.readers = sources.map(|source| Some(Reader::new(&self.policy, source))).collect();
+        let mut readers = std::mem::take(&mut self.readers);
+        let sources = self.policy.sources.iter().enumerate().map(|(source, spec)| {
+            let place = former.iter().position(|known| known == spec);
+            let known = place.and_then(|place| readers.get_mut(place)?.take());
+            Some(Reader::new(&self.policy, source, known))
+        });
+        self.readers = sources.collect();
     }
 
     fn close(&mut self, prefix: Prefix, why: Ending) {

@@ -22,7 +22,9 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(policy: &Policy, source: usize) -> Self {
+    /// Reads the source with this number; `former` read it before, and what it remembers of the log stays where a
+    /// filter is still the same.
+    pub(super) fn new(policy: &Policy, source: usize, former: Option<Self>) -> Self {
         let (mut filters, mut jails): (Vec<Arc<Filter>>, Vec<_>) = (Vec::new(), Vec::new());
         for (index, jail) in policy.jails.iter().enumerate() {
             if !jail.sources.iter().any(|id| usize::from(id.0) == source) {
@@ -40,6 +42,9 @@ impl Reader {
         }
         let observes = filters.iter().map(|filter| filter.observe).collect();
         let mut matcher = SourceMatcher::new(filters);
+        if let Some(mut former) = former {
+            matcher.adopt(&mut former.matcher);
+        }
         matcher.set_bounds(policy.limits.connections_max, policy.limits.joined_bytes_max);
         if let Some(zone) = &policy.zone {
             matcher.set_zone(zone.clone());

@@ -148,6 +148,21 @@ impl SourceMatcher {
         self.zone = Some(zone);
     }
 
+    /// Takes over what filters of `former` that read like ones of this matcher remember of the same log, but for what
+    /// they lost.
+    pub fn adopt(&mut self, former: &mut Self) {
+        for (filter, memory) in self.filters.iter().zip(&mut self.memories) {
+            let Some(memory) = memory else { continue };
+            let alike = former.filters.iter().zip(&mut former.memories).find_map(|(known, known_memory)| {
+                known.spec().reads_like(filter.spec()).then(|| known_memory.take()).flatten()
+            });
+            if let Some(mut known) = alike {
+                known.state.forget_losses();
+                *memory = known;
+            }
+        }
+    }
+
     /// Sets how many connections each imported filter remembers, and how many bytes of lines it joins.
     pub fn set_bounds(&mut self, connections_max: usize, joined_bytes_max: usize) {
         for memory in self.memories.iter_mut().flatten() {

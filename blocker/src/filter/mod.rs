@@ -69,6 +69,27 @@ pub struct FilterSpec {
     pub samples: Vec<Sample>,
 }
 
+impl FilterSpec {
+    /// Whether both make the same of every line, wherever in which file they stand.
+    pub fn reads_like(&self, other: &Self) -> bool {
+        let same = |one: &[Pattern], two: &[Pattern]| {
+            one.iter().map(|pattern| &pattern.text).eq(two.iter().map(|pattern| &pattern.text))
+        };
+        let (options, others) = (&self.fail2ban, &other.fail2ban);
+        let same_option = |one: &Option<Pattern>, two: &Option<Pattern>| same(one.as_slice(), two.as_slice());
+        self.dialect == other.dialect
+            && same(&self.failregex, &other.failregex)
+            && same(&self.ignoreregex, &other.ignoreregex)
+            && same(&self.noaddress, &other.noaddress)
+            && same_option(&self.prefregex, &other.prefregex)
+            && same_option(&options.datepattern, &others.datepattern)
+            && same_option(&options.logtimezone, &others.logtimezone)
+            && same_option(&options.logencoding, &others.logencoding)
+            && (options.maxlines, options.addresses_only, options.journal)
+                == (others.maxlines, others.addresses_only, others.journal)
+    }
+}
+
 /// What kind of place lines come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceKind {

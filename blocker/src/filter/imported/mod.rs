@@ -300,6 +300,12 @@ impl State {
         }
     }
 
+    /// Begins to count losses afresh.
+    pub(super) fn forget_losses(&mut self) {
+        self.gave_up.set(0);
+        (self.connections.gave_way, self.lines.gave_way) = (0, 0);
+    }
+
     /// Changes the bounds on connections and on bytes of joined lines.
     pub(super) fn set_bounds(&mut self, connections_max: usize, joined_bytes_max: usize) {
         self.connections.set_max(connections_max);
