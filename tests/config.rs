@@ -424,12 +424,15 @@ fn what_import_prints_says_at_the_place_what_it_could_not_carry_over() {
     for (line, says) in [
         ("maxretry = 5", "jail.local:5:12: \"many\" is not used"),
         ("ignoreip = ['192.0.2.1']", "\"host.example\" is not an address"),
-        ("actions = ['mail@django-auth']", "# mail@django-auth: actioncheck of it are not run."),
         ("ban = ", "[action.\"mail@django-auth\"]"),
     ] {
         assert!(before(line).contains(says), "{line}: {printed}");
     }
     assert!(printed.contains("smtp.py\" is Python code"), "{printed}");
+    assert!(
+        printed.contains("jail.local:7:10: the action \"mail\" runs without its actioncheck"),
+        "{printed}"
+    );
     assert!(
         printed.contains("# iptables: bans are blocker's own, on all ports (there: tcp 22)."),
         "{printed}"

@@ -153,6 +153,10 @@ impl Findings {
         }
     }
 
+    pub(super) fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {
+        diagnostics.into_iter().for_each(|diagnostic| self.push(diagnostic));
+    }
+
     pub(super) fn error(
         &mut self,
         doc: &Document,

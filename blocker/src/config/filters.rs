@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     filter::{
-        Dialect, Fail2banOptions, Filter, FilterSpec, Pattern, Sample, SourceKind, imported::JOINED_LINES_MAX,
+        Dialect, Fail2banOptions, Filter, FilterSpec, Pattern, Place, Sample, SourceKind,
+        imported::JOINED_LINES_MAX,
     },
     net::parse_address,
 };
@@ -261,7 +262,10 @@ impl FilterStore {
 
 fn compile(spec: &FilterSpec, doc: &Document, findings: &mut Findings) -> Option<Arc<Filter>> {
     match Filter::compile(spec.clone()) {
-        Ok(filter) => Some(Arc::new(filter)),
+        Ok(filter) => {
+            findings.extend(narrowed(filter.spec(), "failregex", Some(doc)));
+            Some(Arc::new(filter))
+        }
         Err(error) => {
             findings.push(refused_filter(&error, "failregex", Some(doc), Severity::Error));
             None
@@ -276,17 +280,38 @@ pub(super) fn refused_filter(
     doc: Option<&Document>,
     severity: Severity,
 ) -> Diagnostic {
-    let (message, hint) = (error.what.clone(), error.hint.as_str());
-    match doc.filter(|doc| doc.path == error.at.path && error.at.line > 0) {
+    about_pattern(&error.at, key, doc, severity, error.what.clone(), &error.hint)
+}
+
+/// What is to be known of a filter in which fail2ban would ban networks; `doc` is where its patterns stand.
+pub(super) fn narrowed(spec: &FilterSpec, key: &str, doc: Option<&Document>) -> Option<Diagnostic> {
+    let pattern = spec.asks_for_network()?;
+    let message =
+        "only the address in the line is banned, not the network that it names: who is logged must not \
+                   choose how many are banned"
+            .to_owned();
+    let hint = "`blocker ban PREFIX` bans a network";
+    Some(about_pattern(&pattern.at, key, doc, Severity::Warning, message, hint))
+}
+
+fn about_pattern(
+    at: &Place,
+    key: &str,
+    doc: Option<&Document>,
+    severity: Severity,
+    message: String,
+    hint: &str,
+) -> Diagnostic {
+    match doc.filter(|doc| doc.path == at.path && at.line > 0) {
         Some(doc) => {
-            let start = doc.offset(&error.at);
+            let start = doc.offset(at);
             let width = doc.text.get(start..).and_then(|rest| rest.lines().next()).map_or(0, str::len);
             doc.diagnostic(severity, start..start + width, key, message, hint)
         }
         None => Diagnostic {
-            place: error.at.clone(),
+            place: at.clone(),
             key: key.to_owned(),
-            ..Diagnostic::about_file(severity, &error.at.path, message, hint)
+            ..Diagnostic::about_file(severity, &at.path, message, hint)
         },
     }
 }

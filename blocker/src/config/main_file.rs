@@ -420,7 +420,10 @@ fn inline_filter(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Optio
         return None;
     }
     match Filter::compile(spec) {
-        Ok(filter) => Some(Arc::new(filter)),
+        Ok(filter) => {
+            reader.findings.extend(filters::narrowed(filter.spec(), &key, Some(reader.doc)));
+            Some(Arc::new(filter))
+        }
         Err(error) => {
             let severity = super::Severity::Error;
             reader.findings.push(filters::refused_filter(&error, &key, Some(reader.doc), severity));

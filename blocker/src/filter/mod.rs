@@ -70,6 +70,14 @@ pub struct FilterSpec {
 }
 
 impl FilterSpec {
+    /// The first pattern that asks for a network, as `<SUBNET>` and `<CIDR>` of fail2ban's language do. Only the address
+    /// in it is ever blamed.
+    pub fn asks_for_network(&self) -> Option<&Pattern> {
+        const TAGS: [&str; 5] = ["<SUBNET>", "<F-SUBNET/>", "<CIDR>", "<F-CIDR/>", "(?P<cidr>"];
+        let asks = |pattern: &&Pattern| TAGS.iter().any(|tag| pattern.text.contains(tag));
+        self.prefregex.iter().chain(&self.failregex).find(asks).filter(|_| self.dialect == Dialect::Fail2ban)
+    }
+
     /// Whether both make the same of every line, wherever in which file they stand.
     pub fn reads_like(&self, other: &Self) -> bool {
         let same = |one: &[Pattern], two: &[Pattern]| {

@@ -188,21 +188,14 @@ impl Writing {
 
     fn actions(&self, body: &mut String, spec: &JailSpec, rules: &Rules) {
         for used in &spec.actions {
-            match action::translate(used, &spec.name) {
-                Translated::Dropping(_) => {
-                    let ports = rules.ports.as_ref().map(|ports| format!(" (there: {ports})"));
-                    let _ = writeln!(
-                        body,
-                        "# {}: bans are blocker's own, on all ports{}.",
-                        shown(&used.file),
-                        ports.unwrap_or_default()
-                    );
-                }
-                Translated::Command(command, left) if !left.is_empty() => {
-                    let _ =
-                        writeln!(body, "# {}: {} of it are not run.", shown(&command.name), left.join(", "));
-                }
-                _ => {}
+            if let Translated::Dropping(_) = action::translate(used, &spec.name) {
+                let ports = rules.ports.as_ref().map(|ports| format!(" (there: {ports})"));
+                let _ = writeln!(
+                    body,
+                    "# {}: bans are blocker's own, on all ports{}.",
+                    shown(&used.file),
+                    ports.unwrap_or_default()
+                );
             }
         }
         let names: Vec<String> = rules.actions.value.iter().map(|action| quoted(&action.name)).collect();

@@ -63,6 +63,6 @@ fn maxlines(filter: &FilterUse, findings: &mut Findings) -> usize {
 }
 
 /// Whether `usedns` says so; fail2ban takes a word that it does not know for `no`.
-fn is_no(usedns: &str) -> bool {
+pub(super) fn is_no(usedns: &str) -> bool {
     !["yes", "warn", "raw", "true"].iter().any(|word| usedns.eq_ignore_ascii_case(word))
 }

@@ -14,17 +14,17 @@ use std::{
 use super::{
     action::{self, Translated},
     call,
-    filter::filter_spec,
+    filter::{filter_spec, is_no},
     read,
     shell::{self, Value},
     span,
     spec::{FilterUse, JailSpec, Text},
-    words::{self, is_true},
+    words::{self, truth},
 };
 use crate::{
     config::{
         diagnostic::{Findings, Severity},
-        filters::refused_filter,
+        filters::{narrowed, refused_filter},
         jails::{self, Draft, JailState, Jails, Origin, Rules},
     },
     filter::{Filter, FilterSpec, Place},
@@ -125,6 +125,7 @@ impl Translating<'_> {
             rules: Rules::with_bantime(BANTIME),
         };
         if !spec.enabled {
+            self.wrong(|_| true);
             return draft;
         }
         let read = if !jails::is_jail_name(&spec.name) {
@@ -151,10 +152,7 @@ impl Translating<'_> {
     fn fill(&mut self, draft: &mut Draft) -> Result<(), Refusal> {
         // All are read before any refuses, so that one run tells all.
         let spec = self.spec;
-        let wrong = spec.wrong.iter().filter(|wrong| wrong.option != "filter").collect::<Vec<_>>();
-        for wrong in wrong {
-            self.warn(&wrong.at, &wrong.option, wrong.what.clone(), &wrong.hint);
-        }
+        self.wrong(|option| option != "filter");
         let lets_in = self.actions(draft);
         if spec.filter.as_ref().is_some_and(|filter| filter.name == RECIDIVE) {
             draft.filter_names.push(RECIDIVE.to_owned());
@@ -166,6 +164,14 @@ impl Translating<'_> {
         draft.sources = sources?;
         draft.filters.push(filter?);
         lets_in
+    }
+
+    /// Says what could not be read of such options.
+    fn wrong(&mut self, of: impl Fn(&str) -> bool) {
+        let spec = self.spec;
+        for wrong in spec.wrong.iter().filter(|wrong| of(&wrong.option)) {
+            self.warn(&wrong.at, &wrong.option, wrong.what.clone(), &wrong.hint);
+        }
     }
 
     fn warn(&mut self, at: &Place, option: &str, message: String, hint: &str) {
@@ -202,16 +208,18 @@ impl Translating<'_> {
             Ok(count @ 1..=MAXRETRY_MAX) => Ok(count),
             _ => Err(format!("a number from 1 to {MAXRETRY_MAX} is needed")),
         }));
-        rules.maxmatches.replace(self.parsed("maxmatches", |text| match text.parse::<u32>() {
-            Ok(count) => Ok(count.min(MATCHES_MAX)),
-            _ => Err("a number is needed".to_owned()),
-        }));
+        let matches = self
+            .parsed("maxmatches", |text| text.parse::<u32>().map_err(|_| "a number is needed".to_owned()));
+        if let Some((_, at)) = matches.as_ref().filter(|(matches, _)| *matches > MATCHES_MAX) {
+            self.warn(at, "maxmatches", format!("{MATCHES_MAX} lines are the most that are kept"), "");
+        }
+        rules.maxmatches.replace(matches.map(|(matches, at)| (matches.min(MATCHES_MAX), at)));
         rules.findtime.replace(self.parsed("findtime", |text| match span::span(text)? {
             Duration::ZERO => Err("a window of no length".to_owned()),
             find_time => Ok(find_time),
         }));
         rules.bantime.replace(self.parsed("bantime", span::ban_time));
-        rules.ignoreself.replace(self.parsed("ignoreself", |text| Ok(is_true(text))));
+        rules.ignoreself.replace(self.parsed("ignoreself", truth));
         self.ignoreip(rules, allow);
         let escalation = self.escalation();
         rules.escalation.replace(escalation);
@@ -238,8 +246,8 @@ impl Translating<'_> {
     }
 
     fn escalation(&mut self) -> Option<(Option<Arc<Escalation>>, Place)> {
-        let Text { text, at } = self.option("bantime.increment")?.clone();
-        if !is_true(&text) {
+        let (enabled, at) = self.parsed("bantime.increment", truth)?;
+        if !enabled {
             return Some((None, at));
         }
         let mut escalation = Escalation::default();
@@ -262,7 +270,7 @@ impl Translating<'_> {
         if let Some((random, _)) = self.parsed("bantime.rndtime", span::span) {
             escalation.rndtime = random;
         }
-        if let Some((overall, _)) = self.parsed("bantime.overalljails", |text| Ok(is_true(text))) {
+        if let Some((overall, _)) = self.parsed("bantime.overalljails", truth) {
             escalation.overalljails = overall;
         }
         Some((Some(Arc::new(escalation)), at))
@@ -294,8 +302,21 @@ impl Translating<'_> {
         if self.spec.journal {
             return self.journal().map(|journal| vec![journal]);
         }
+        let backend = &self.spec.backend;
+        if !["auto", "polling", "pyinotify", "gamin"].contains(&backend.text.as_str()) {
+            let message = format!("there is no backend {:?}; the log files are read", backend.text);
+            self.warn(&backend.at, "backend", message, "write auto, polling or systemd");
+        }
         let mut paths = Vec::new();
         for log in &self.spec.logpath {
+            if !["head", "tail"].contains(&log.from.as_str()) {
+                let message = format!(
+                    "{:?} is taken for where in {:?} to begin: a path has no space in it",
+                    log.from,
+                    log.path.display().to_string()
+                );
+                self.warn(&log.at, "logpath", message, "write `?` for the space");
+            }
             let why = if log.path.is_absolute() {
                 jails::unusable_log(&log.path)
             } else {
@@ -371,16 +392,19 @@ impl Translating<'_> {
             return Err(refusal(&at, "filter", why, "give it at least one failregex with <HOST> in it"));
         }
         let name = filter.name.clone();
+        let docs = || filter.layers.docs.iter().chain(&self.read.layers.docs);
+        let doc_of = |at: &Place| docs().find(|doc| doc.path == at.path).map(AsRef::as_ref);
         match Filter::compile(spec.clone()) {
             Ok(compiled) => {
+                let doc = spec.asks_for_network().and_then(|pattern| doc_of(&pattern.at));
+                self.findings.extend(narrowed(&spec, "failregex", doc));
                 let compiled = Arc::new(compiled);
                 self.compiled.push((spec, Arc::clone(&compiled)));
                 Ok(compiled)
             }
             Err(error) => {
-                let docs = filter.layers.docs.iter().chain(&self.read.layers.docs);
-                let doc = docs.into_iter().find(|doc| doc.path == error.at.path).map(AsRef::as_ref);
-                self.findings.push(refused_filter(&error, "failregex", doc, Severity::Warning));
+                let refused = refused_filter(&error, "failregex", doc_of(&error.at), Severity::Warning);
+                self.findings.push(refused);
                 let why = format!("the filter {name:?} has a pattern that cannot be used");
                 Err(refusal(&at, "filter", why, "see the warning about it"))
             }
@@ -389,7 +413,7 @@ impl Translating<'_> {
 
     fn usedns(&mut self, filter: &FilterUse) {
         if let Some(usedns) = &filter.usedns
-            && is_true(&usedns.text)
+            && !is_no(&usedns.text)
             && !std::mem::replace(&mut self.told.names, true)
         {
             let message = "names in a log are never resolved; only addresses are banned".to_owned();
@@ -408,7 +432,15 @@ impl Translating<'_> {
                         Some(before) => action::both(before, about),
                     });
                 }
-                Translated::Command(command, _) => commands.push(command),
+                Translated::Command(command, left) => {
+                    if !left.is_empty() {
+                        let message =
+                            format!("the action {:?} runs without its {}", action.name, left.join(", "));
+                        let hint = "actionstart, actionstop, actionban and actionunban are";
+                        self.warn(&action.at, "action", message, hint);
+                    }
+                    commands.push(command);
+                }
                 Translated::Refused(why, hint) => self.warn(&action.at, "action", why, hint),
                 Translated::LetsIn(target) => {
                     let why = format!(
@@ -420,6 +452,7 @@ impl Translating<'_> {
             }
         }
         if ports.is_none()
+            && outcome.is_ok()
             && let Some(first) = self.spec.actions.first()
         {
             let message = "none of its actions drops packets, but a ban here always does".to_owned();

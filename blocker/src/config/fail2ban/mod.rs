@@ -9,6 +9,7 @@
 //! | `call` | `NAME[a=1, b=2]` |
 //! | `definition` | a file of `filter.d` or `action.d`, with what a jail adds |
 //! | `spec`, `read` | what the files say of each jail, expanded |
+//! | `unknown` | options whose names are misspelt |
 //! | `span`, `words` | lengths of time, and other values |
 //! | `filter` | a filter as a [`crate::filter::FilterSpec`] |
 //! | `shell` | values into shell text, as variables |
@@ -34,6 +35,7 @@ mod shell;
 mod span;
 mod spec;
 mod tags;
+mod unknown;
 mod words;
 
 pub use export::{Exported, FilterPlace, export};

@@ -18,7 +18,8 @@ use super::{
     interpolate::{self, Vars},
     layers::{Files, Layers},
     spec::{ActionUse, FilterUse, JailSpec, LogPath, Text, Wrong},
-    words::is_true,
+    unknown,
+    words::{is_true, truth},
 };
 use crate::{
     config::diagnostic::{Diagnostic, Findings, Severity},
@@ -32,11 +33,14 @@ pub const JAILS_MAX: usize = 1_024;
 /// Actions of one jail at most.
 const ACTIONS_MAX: usize = 32;
 
+/// What is wrong with a misspelt option.
+const NOTHING_NAMES_IT: &str = "there is no such option, and no value names it, so it does nothing";
+
 /// fail2ban's `dbfile` where no file sets one.
 const DATABASE: &str = "/var/lib/fail2ban/fail2ban.sqlite3";
 
 /// A jail's options, other than those that a filter has too.
-const OPTIONS: [&str; 23] = [
+pub(super) const OPTIONS: [&str; 23] = [
     "enabled",
     "backend",
     "filter",
@@ -85,6 +89,11 @@ pub(super) fn jails(dir: &Path, all: bool, findings: &mut Findings) -> Jails {
     let confpath = dir.display().to_string().trim_end_matches('/').replace('%', "%%");
     for (option, value) in [("fail2ban_version", FAIL2BAN_VERSION), ("fail2ban_confpath", &confpath)] {
         layers.defaults.insert(option.to_owned(), value_at(value, &Place::default()));
+    }
+    for (option, meant) in unknown::misspelt(&layers, &layers.defaults) {
+        let at = layers.defaults.get(option).map(|value| place_of(value)).unwrap_or_default();
+        let (key, hint) = (format!("DEFAULT.{option}"), format!("did you mean `{meant}`?"));
+        findings.push(layers.diagnostic(&at, &key, NOTHING_NAMES_IT.to_owned(), &hint));
     }
     let names: Vec<(String, Place)> =
         layers.order.iter().filter(|(name, _)| name != "INCLUDES").cloned().collect();
@@ -157,7 +166,14 @@ impl Reading<'_> {
         let text = |value: Option<Text>, default: &str| {
             value.unwrap_or_else(|| Text { text: default.to_owned(), at: at.clone() })
         };
-        let enabled = self.option("enabled", &none).is_some_and(|value| is_true(&value.text));
+        let enabled = self.option("enabled", &none);
+        if let Some(Text { text, at }) = enabled.as_ref().filter(|value| !value.text.is_empty())
+            && let Err(why) = truth(text)
+        {
+            let what = format!("{text:?} is neither, so the jail is not enabled");
+            self.wrong("enabled", at, what, &why);
+        }
+        let enabled = enabled.is_some_and(|value| is_true(&value.text));
         let mut spec = JailSpec {
             name: self.name.to_owned(),
             at: at.clone(),
@@ -171,7 +187,13 @@ impl Reading<'_> {
             wrong: Vec::new(),
         };
         if !enabled && !all {
+            spec.wrong = std::mem::take(&mut self.wrong);
             return spec;
+        }
+        let own = self.layers.sections.get(self.name);
+        for (option, meant) in own.map_or_else(Vec::new, |own| unknown::misspelt(self.layers, own)) {
+            let at = own.and_then(|own| own.get(option)).map(|value| place_of(value)).unwrap_or_default();
+            self.wrong(option, &at, NOTHING_NAMES_IT.to_owned(), &format!("did you mean `{meant}`?"));
         }
         spec.backend = text(self.option("backend", &none), "auto");
         let filter = text(self.option("filter", &none), "");

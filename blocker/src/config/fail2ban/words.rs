@@ -9,9 +9,21 @@ use crate::{
     policy::{IgnoreCache, MULTIPLIERS_MAX},
 };
 
+/// Answers of an ignorecommand that may be remembered, as in blocker's own files.
+const CACHE_COUNT_MAX: usize = 100_000;
+
 /// fail2ban's booleans.
 pub(super) fn is_true(text: &str) -> bool {
     ["true", "yes", "on", "1"].iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
+/// The same, where a word that is neither is refused.
+pub(super) fn truth(text: &str) -> Result<bool, String> {
+    match ["false", "no", "off", "0"].iter().any(|word| text.eq_ignore_ascii_case(word)) {
+        true => Ok(false),
+        false if is_true(text) => Ok(true),
+        false => Err("write true or false".to_owned()),
+    }
 }
 
 /// Numbers with space between.
@@ -42,11 +54,13 @@ pub(super) fn ignore_cache(text: &str) -> Result<Option<IgnoreCache>, String> {
                 cache.count_max = value.parse().map_err(|_| "max-count is no number".to_owned())?;
             }
             "max-time" => cache.time_max = span::span(value)?,
-            _ => {}
+            "key" => {}
+            other => return Err(format!("there is no {other}, only key, max-count and max-time")),
         }
     }
-    // The bound of blocker's own files.
-    cache.count_max = cache.count_max.min(100_000);
+    if cache.count_max > CACHE_COUNT_MAX {
+        return Err(format!("max-count is at most {CACHE_COUNT_MAX}"));
+    }
     Ok((cache.count_max > 0).then_some(cache))
 }
 
@@ -98,6 +112,8 @@ mod tests {
             ("key=\"<F-USER>\"", Err(())),
             ("max-count=7", Err(())),
             ("key=\"<ip>\", max-time=soon", Err(())),
+            ("key=\"<ip>\", max-size=7", Err(())),
+            ("key=\"<ip>\", max-count=100001", Err(())),
         ] {
             assert_eq!(ignore_cache(text).map_err(drop), expected, "{text}");
         }
