@@ -400,11 +400,15 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 engine.set_policy(now, asking(allow.clone(), protected.clone()));
             }
             Step::Restart => {
+                let counted = engine.counted();
+                let pages = counted.all_pages().filter_map(|page| counted.page(page)).collect();
                 let kept = Kept {
                     bans: engine.desired(),
                     allow: engine.operator_allow(),
                     offences: engine.offences(),
                     recent: engine.desired(),
+                    served: Vec::new(),
+                    counted: Some((engine.counted().head(), pages)),
                 };
                 engine = Engine::new(now, asking(allow.clone(), protected.clone()), kept);
             }

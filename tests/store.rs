@@ -5,13 +5,16 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use blocker::{
-    engine::Change,
+    engine::{Change, Engine, Input, Kept, Reading, SourceId},
+    filter::{Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, Offence, OffenceChange, Origin},
     net::Prefix,
+    policy::{Jail, Policy, SourceSpec},
     store::{Store, Stored},
     time::{Timestamp, Until},
 };
@@ -50,20 +53,143 @@ fn what_was_recorded_is_read_back() {
     let prefix: Prefix = "2001:db8::/64".parse().unwrap();
     record(&mut store, &[Change::Ban(ban(1)), Change::Ban(ban(2)), Change::Allow { prefix }]);
     record(&mut store, &[Change::Unban { prefix: ban(1).prefix }]);
-    store.save_positions(&[("/var/log/a".to_owned(), "{}".to_owned())]).unwrap();
+    let engine = Engine::new(Timestamp::EPOCH, Policy::default(), Kept::default());
+    let positions = [("/var/log/a".to_owned(), "{}".to_owned())];
+    store.keep(&positions, &engine.counted()).unwrap();
     drop(store);
     let (mut store, stored) = reopen(folder.path());
     assert_eq!((stored.bans, stored.allow), (vec![ban(2)], vec![prefix]));
-    assert_eq!(stored.positions, [("/var/log/a".to_owned(), "{}".to_owned())]);
+    assert_eq!(stored.read.positions, positions);
     assert_eq!(
         store.history(1).unwrap(),
         [(Timestamp::from_secs(1), Change::Unban { prefix: ban(1).prefix })]
     );
     record(&mut store, &[Change::Flush, Change::Disallow { prefix }]);
-    store.rewrite(&[Change::Ban(ban(9))], Vec::new()).unwrap();
+    store.rewrite(&[Change::Ban(ban(9))], Vec::new(), &[], &engine.counted()).unwrap();
     drop(store);
     let (_, stored) = reopen(folder.path());
     assert_eq!((stored.bans, stored.allow), (vec![ban(9)], vec![]));
+}
+
+/// An engine that has counted some failures of `jail`.
+fn counting(failures: u8) -> Engine {
+    let pattern = Pattern { text: "^failed from <ADDR>$".to_owned(), at: Place::default() };
+    let filter = Filter::compile(FilterSpec { failregex: vec![pattern], ..FilterSpec::default() }).unwrap();
+    let (sources, filters) = (vec![SourceId(0)], vec![Arc::new(filter)]);
+    let jail = Jail { name: "sshd".into(), sources, filters, maxretry: 5, ..Jail::default() };
+    let sources = vec![SourceSpec::File("/log".into())];
+    let policy = Policy { jails: vec![jail], sources, ..Policy::default() };
+    let mut engine = Engine::new(Timestamp::EPOCH, policy, Kept::default());
+    for last in 0..failures {
+        let block = format!("failed from 203.0.113.{last}\n");
+        let input = Input::Lines { source: SourceId(0), block: block.as_bytes(), reading: Reading::Live };
+        engine.handle(Timestamp::EPOCH, input);
+    }
+    engine
+}
+
+fn positions() -> [(String, String); 2] {
+    ["/var/log/a", "/var/log/b"].map(|name| (name.to_owned(), format!("{{\"v\":1,\"of\":\"{name}\"}}")))
+}
+
+#[test]
+fn positions_and_what_was_counted_are_kept_together_and_only_changes_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = reopen(folder.path());
+    let mut engine = counting(100);
+    assert!(engine.has_news());
+    store.keep(&positions(), &engine.counted()).unwrap();
+    engine.kept();
+    assert!(!engine.has_news());
+    // Of 100 addresses one fails again: one page of 32 changes.
+    let input =
+        Input::Lines { source: SourceId(0), block: b"failed from 203.0.113.7\n", reading: Reading::Live };
+    engine.handle(Timestamp::from_secs(1), input);
+    assert_eq!(engine.counted().changed_pages().count(), 1);
+    store.keep(&positions()[..1], &engine.counted()).unwrap();
+    engine.kept();
+    drop(store);
+    let (_, stored) = reopen(folder.path());
+    assert_eq!(stored.read.positions, positions()[..1]);
+    let (head, pages) = stored.read.counted.unwrap();
+    assert_eq!((head, pages), (engine.counted().head(), all_pages(&engine)));
+}
+
+fn all_pages(engine: &Engine) -> Vec<Vec<u8>> {
+    let counted = engine.counted();
+    counted.all_pages().filter_map(|page| counted.page(page)).collect()
+}
+
+/// With the right checksum.
+const NEWER: &str = "UPDATE counted SET head = '{\"v\":2,\"new\":true}', sum = 6236708105955447323";
+
+#[test]
+fn what_is_not_intact_of_it_is_refused_as_a_whole_and_said() {
+    // What somebody or something does to the tables, and what is said.
+    let cases = [
+        (
+            "UPDATE position SET position = replace(position, '1', '2') WHERE file = '/var/log/a'",
+            "1 of 2 read positions are damaged",
+        ),
+        ("UPDATE position SET position = x'ff00'", "a read position is no text"),
+        ("UPDATE position SET sum = NULL", "2 of 2 read positions are damaged"),
+        (
+            "DELETE FROM position WHERE file = '/var/log/b'",
+            "0 of 1 read positions are damaged, 2 were written",
+        ),
+        ("UPDATE page SET pairs = zeroblob(9) WHERE id = 1", "counted failures are damaged"),
+        ("UPDATE page SET id = id + 1 WHERE id = 3", "counted failures are damaged"),
+        ("DELETE FROM page WHERE id = 2", "counted failures are missing"),
+        ("UPDATE counted SET head = replace(head, 'sshd', 'sshx')", "its head is damaged"),
+        (NEWER, "has form 2, written by a newer blocker"),
+    ];
+    for (damage, said) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = reopen(folder.path());
+        store.keep(&positions(), &counting(100).counted()).unwrap();
+        record(&mut store, &[Change::Ban(ban(1))]);
+        drop(store);
+        let connection = rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();
+        assert!(connection.execute(damage, []).unwrap() > 0, "{damage}");
+        drop(connection);
+        let (mut store, stored) = reopen(folder.path());
+        let refused = stored.read.refused.unwrap_or_default();
+        assert!(refused.contains(said) && refused.contains("first start"), "{damage}: {refused:?}");
+        assert!(stored.read.positions.is_empty() && stored.read.counted.is_none(), "{damage}");
+        // The bans are another matter.
+        assert_eq!((stored.bans.len(), stored.notes.len()), (1, 0), "{damage}");
+        // What is kept next replaces all of it.
+        store.keep(&positions(), &counting(3).counted()).unwrap();
+        drop(store);
+        let (_, stored) = reopen(folder.path());
+        assert_eq!((stored.read.refused, stored.read.positions), (None, positions().to_vec()), "{damage}");
+    }
+}
+
+#[test]
+fn positions_of_layout_3_are_taken_over_with_nothing_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
+             CREATE TABLE allow(prefix TEXT PRIMARY KEY) WITHOUT ROWID;
+             CREATE TABLE position(file TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+             CREATE TABLE history(id INTEGER PRIMARY KEY, at INTEGER NOT NULL, change TEXT NOT NULL);
+             CREATE TABLE offence(prefix TEXT NOT NULL, jail TEXT NOT NULL, bans INTEGER NOT NULL, until INTEGER,
+                 PRIMARY KEY(prefix, jail)) WITHOUT ROWID;
+             CREATE TABLE imported(path TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+             INSERT INTO position VALUES ('/var/log/a', '{\"v\":1}');
+             PRAGMA user_version = 3;",
+        )
+        .unwrap();
+    drop(connection);
+    let (mut store, stored) = reopen(folder.path());
+    assert_eq!(stored.read.positions, [("/var/log/a".to_owned(), "{\"v\":1}".to_owned())]);
+    assert_eq!((stored.read.counted, stored.read.history, stored.read.refused), (None, 0, None));
+    store.keep(&positions(), &counting(3).counted()).unwrap();
+    drop(store);
+    assert_eq!(reopen(folder.path()).1.read.positions, positions());
 }
 
 #[test]
@@ -121,7 +247,8 @@ fn offences_are_read_back_and_rewritten() {
     drop(store);
     let (mut store, stored) = open();
     assert_eq!(stored.offences, [again, c.clone()]);
-    store.rewrite(&[], vec![b.clone()]).unwrap();
+    let engine = Engine::new(Timestamp::EPOCH, Policy::default(), Kept::default());
+    store.rewrite(&[], vec![b.clone()], &[], &engine.counted()).unwrap();
     drop(store);
     let (mut store, stored) = open();
     assert_eq!(stored.offences, [b]);
@@ -163,10 +290,10 @@ fn an_older_ledger_tells_from_its_history_who_was_banned() {
             stored.offences.iter().map(|known| (known.prefix, known.bans, known.until)).collect();
         let until = |number: i64| Until::At(Timestamp::from_micros(number * 10));
         assert_eq!(shown, [(ban(1).prefix, 2, until(1)), (ban(2).prefix, 1, until(2))]);
-        let recent = store.recent_bans(Timestamp::from_micros(4)).unwrap();
+        let recent = store.recent_bans(Timestamp::from_micros(4), 0).unwrap();
         let recent: Vec<Prefix> = recent.iter().map(|ban| ban.prefix).collect();
         assert_eq!(recent, [ban(1).prefix, ban(2).prefix, ban(1).prefix]);
-        assert_eq!(store.recent_bans(Timestamp::from_micros(5)).unwrap(), []);
+        assert_eq!(store.recent_bans(Timestamp::from_micros(5), 0).unwrap(), []);
     }
 }
 

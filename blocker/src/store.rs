@@ -1,4 +1,5 @@
-//! The ledger on disk: bans, the operators' allowlist, a bounded history and read positions, in SQLite.
+//! The ledger on disk: bans, the operators' allowlist, a bounded history, read positions and what was counted up to
+//! them, in SQLite.
 //!
 //! One call to [`Store::record`] is one transaction, which outlives the process at once; [`Store::sync`] makes it
 //! outlive the machine. Between the two the agent enforces, so that no packet waits for a disk. The store knows nothing
@@ -18,18 +19,22 @@ use rusqlite::{Connection, params};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    engine::Change,
+    engine::{Change, Counted},
     ledger::{Ban, Offence, OffenceChange, Origin},
     net::Prefix,
     time::{Timestamp, Until},
 };
 
 mod fail2ban;
+mod reading;
 
 pub use fail2ban::{FORMER_BANS_MAX, FormerBan, TakenOver, read as read_former_bans, taken_over};
 
+use reading::Written;
+pub use reading::{Read, Served};
+
 /// The version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// Layout 1.
 const TABLES: &str = "
     CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
@@ -86,8 +91,8 @@ pub struct Stored {
     pub allow: Vec<Prefix>,
     /// Who was banned before.
     pub offences: Vec<Offence>,
-    /// Read positions, as they were saved.
-    pub positions: Vec<(String, String)>,
+    /// Read positions, and what was counted up to them.
+    pub read: Read,
     /// What the operator should know of the opening.
     pub notes: Vec<String>,
 }
@@ -100,6 +105,7 @@ pub struct Store {
     /// The write-ahead log; SQLite keeps the same file for as long as the connection is open.
     wal: Option<fs::File>,
     since_pruned: u32,
+    written: Written,
     _lock: fs::File,
 }
 
@@ -137,8 +143,15 @@ impl Store {
             Err(unusable) => return Err(unusable.into_error(&path)),
         };
         let stored = Stored { notes, ..stored };
-        let wal = None;
-        Ok((Self { connection, path, wal, since_pruned: PRUNE_EVERY, _lock: lock }, stored))
+        let store = Self {
+            connection,
+            path,
+            wal: None,
+            since_pruned: PRUNE_EVERY,
+            written: Written::unknown(),
+            _lock: lock,
+        };
+        Ok((store, stored))
     }
 
     fn load(path: &Path) -> Result<(Connection, Stored), Unusable> {
@@ -157,9 +170,10 @@ impl Store {
         connection.pragma_update(None, "synchronous", "normal")?;
         match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => {}
-            0 => migrate(&connection, &[TABLES, OFFENCES, IMPORTED])?,
-            1 => migrate(&connection, &[OFFENCES, IMPORTED])?,
-            2 => migrate(&connection, &[IMPORTED])?,
+            0 => migrate(&connection, &[TABLES, OFFENCES, IMPORTED, reading::TABLES])?,
+            1 => migrate(&connection, &[OFFENCES, IMPORTED, reading::TABLES])?,
+            2 => migrate(&connection, &[IMPORTED, reading::TABLES])?,
+            3 => migrate(&connection, &[reading::TABLES])?,
             newer => return Err(Unusable::Newer(newer)),
         }
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -198,10 +212,7 @@ impl Store {
             let until = until.map_or(Until::Forever, |end| Until::At(Timestamp::from_micros(end)));
             stored.offences.push(Offence { prefix, jail, bans, until });
         }
-        let mut positions = connection.prepare("SELECT file, position FROM position")?;
-        for row in positions.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
-            stored.positions.push(row?);
-        }
+        stored.read = reading::read(connection)?;
         Ok(stored)
     }
 
@@ -267,31 +278,31 @@ impl Store {
         Ok(())
     }
 
-    /// Replaces bans, allowlist and offences by what these make; for after a time when the disk refused.
+    /// Replaces bans, allowlist, offences, read positions and what was counted by these; for after a time when the disk
+    /// refused.
     ///
     /// # Errors
     /// When the disk refuses still.
-    pub fn rewrite(&mut self, changes: &[Change], offences: Vec<Offence>) -> Result<(), StoreError> {
+    pub fn rewrite(
+        &mut self,
+        changes: &[Change],
+        offences: Vec<Offence>,
+        positions: &[(String, String)],
+        counted: &Counted<'_>,
+    ) -> Result<(), StoreError> {
+        self.written = Written::unknown();
+        let mut written = Written::unknown();
         self.transaction("rewrite", |transaction| {
             transaction.execute_batch("DELETE FROM ban; DELETE FROM allow; DELETE FROM offence;")?;
             changes.iter().try_for_each(|change| apply(transaction, change))?;
-            offences.into_iter().try_for_each(|offence| remember(transaction, &OffenceChange::Set(offence)))
-        })
-    }
-
-    /// Replaces the read positions.
-    ///
-    /// # Errors
-    /// When the disk refuses; the former ones stay.
-    pub fn save_positions(&mut self, positions: &[(String, String)]) -> Result<(), StoreError> {
-        self.transaction("save read positions in", |transaction| {
-            transaction.execute("DELETE FROM position", [])?;
-            let mut insert = transaction.prepare_cached("INSERT OR REPLACE INTO position VALUES (?1, ?2)")?;
-            for (file, position) in positions {
-                insert.execute(params![file, position])?;
+            for offence in offences {
+                remember(transaction, &OffenceChange::Set(offence))?;
             }
+            written = reading::keep(transaction, Written::unknown(), positions, counted)?;
             Ok(())
-        })
+        })?;
+        self.written = written;
+        Ok(())
     }
 
     /// The latest changes, the newest first.
@@ -313,16 +324,17 @@ impl Store {
             .collect())
     }
 
-    /// The bans by jails that were recorded after `since`, the oldest first; of many the latest [`RECENT_MAX`].
+    /// The bans by jails that were recorded after `since`, and in the history after the row `after`; the oldest first, of
+    /// many the latest [`RECENT_MAX`].
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn recent_bans(&self, since: Timestamp) -> Result<Vec<Ban>, StoreError> {
+    pub fn recent_bans(&self, since: Timestamp, after: i64) -> Result<Vec<Ban>, StoreError> {
         let read = || -> Result<Vec<String>, rusqlite::Error> {
             let mut query = self.connection.prepare_cached(
-                "SELECT change FROM history WHERE at > ?1 AND change LIKE '{\"ban\"%' ORDER BY id DESC LIMIT ?2",
+                "SELECT change FROM history WHERE at > ?1 AND id > ?3 AND change LIKE '{\"ban\"%' ORDER BY id DESC LIMIT ?2",
             )?;
-            let rows = query.query_map(params![since.as_micros(), RECENT_MAX], |row| row.get(0))?;
+            let rows = query.query_map(params![since.as_micros(), RECENT_MAX, after], |row| row.get(0))?;
             rows.collect()
         };
         let rows = read().map_err(|error| self.failed("read the history of", &error))?;

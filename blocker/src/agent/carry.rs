@@ -3,6 +3,8 @@
 //! A disk or kernel that refuses degrades the agent and stops nothing; what they lack is tried again.
 #![forbid(unsafe_code)]
 
+use std::time::Instant;
+
 use serde_json::Value;
 use tracing::{error, info, warn};
 
@@ -156,8 +158,11 @@ impl Agent {
         }
         if self.degraded.store.is_some() {
             let ledger = self.engine.ledger_changes();
-            let offences = self.engine.offences();
-            if self.store.rewrite(&ledger, offences).and_then(|()| self.store.sync()).is_ok() {
+            let (offences, positions, start) = (self.engine.offences(), self.positions(), Instant::now());
+            let outcome = self.store.rewrite(&ledger, offences, &positions, &self.engine.counted());
+            let rewritten = outcome.is_ok();
+            self.kept(start, outcome);
+            if rewritten && self.store.sync().is_ok() {
                 info!("the ledger is on disk again");
                 self.degraded.store = None;
             }

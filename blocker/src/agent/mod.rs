@@ -42,6 +42,7 @@ mod backend;
 mod carry;
 mod child;
 mod environment;
+mod keep;
 mod migration;
 mod note;
 mod protected;
@@ -51,6 +52,7 @@ mod unlogged;
 
 pub use unlogged::unlogged;
 
+use keep::Keeping;
 use note::shown;
 use runner::{Answer, Runner};
 
@@ -158,6 +160,7 @@ struct Agent {
     /// What is not as it should be, by the part it concerns; shown by `status` until it is mended.
     degraded: Degraded,
     warnings: Vec<String>,
+    keeping: Keeping,
     /// Whether a sync runs on another thread, whether there is more to sync since, and where its outcome is sent.
     syncing: bool,
     sync_again: bool,
@@ -181,28 +184,29 @@ impl Agent {
         let (mut store, mut stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
         migration::take_over(&config, &mut store, &mut stored, now());
         let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
-        let files = file::FileSource::new(
-            &file_specs(&config),
-            read_back(&stored.positions),
-            file::Options::default(),
-        )
-        .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
-        let journal = journal::JournalSource::new(&journal_specs(&config), &read_back(&stored.positions))
+        let positions = keep::Positions::read(&mut stored.read);
+        let files = file::FileSource::new(&file_specs(&config), positions.files, file::Options::default())
+            .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
+        let journal = journal::JournalSource::new(&journal_specs(&config), &positions.journals)
             .map_err(|error| Error::Start(format!("read the journal: {error}")))?;
-        let warnings = config.warnings.iter().map(ToString::to_string).chain(stored.notes).collect();
+        let warnings = config.warnings.iter().map(ToString::to_string);
+        let warnings = warnings.chain(stored.notes).chain(stored.read.refused).collect();
         let instant = now();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
         policy.seed = RandomState::new().hash_one(0);
-        let recent = match recent_horizon(&config, instant).map(|since| store.recent_bans(since)) {
-            None => Vec::new(),
-            Some(Ok(recent)) => recent,
-            Some(Err(error)) => {
-                warn!("earlier bans do not count in jails that count bans: {error}");
-                Vec::new()
-            }
+        let (since, after) = (recent_horizon(&config, instant), stored.read.history);
+        let unread = |error| warn!("lines that are read again may be counted again: {error}");
+        let recent = store.recent_bans(since, after).map_err(unread).unwrap_or_default();
+        let served = store.served(since, after).map_err(unread).unwrap_or_default();
+        let kept = Kept {
+            bans: stored.bans,
+            allow: stored.allow,
+            offences: stored.offences,
+            recent,
+            served,
+            counted: stored.read.counted,
         };
-        let kept = Kept { bans: stored.bans, allow: stored.allow, offences: stored.offences, recent };
         let engine = Engine::new(instant, policy, kept);
         // As many answers at once as the engine has questions.
         let (answered, answers) = mpsc::unbounded_channel();
@@ -228,6 +232,7 @@ impl Agent {
             started: Instant::now(),
             degraded: Degraded::default(),
             warnings,
+            keeping: Keeping::default(),
             config,
         };
         agent.open_sockets();
@@ -264,8 +269,10 @@ impl Agent {
         let (mut repair_at, mut keep_house_at) =
             (Instant::now() + REPAIR_EVERY, Instant::now() + HOUSEKEEPING_EVERY);
         let mut files_at = self.poll_files();
+        self.drain();
+        self.keep_if_read();
         loop {
-            let wake_at = [Some(repair_at), Some(keep_house_at), files_at, self.engine_at()];
+            let wake_at = [Some(repair_at), Some(keep_house_at), files_at, self.engine_at(), self.keep_at()];
             let wake_at = wake_at.into_iter().flatten().min().unwrap_or(repair_at);
             tokio::select! {
                 biased;
@@ -309,10 +316,11 @@ impl Agent {
                 }
             }
             self.drain();
+            self.keep_in_time();
         }
-        self.save_positions();
         self.engine.handle(now(), Input::Stop);
         self.drain();
+        self.keep_if_read();
         let _said = self.sync();
         self.runner.finish();
         info!("stopping; the kernel keeps dropping {} bans (`blocker flush` lifts them)", self.engine.bans());
@@ -354,8 +362,9 @@ impl Agent {
     // Inputs.
 
     fn poll_files(&mut self) -> Option<Instant> {
-        let engine = &mut self.engine;
+        let (engine, read) = (&mut self.engine, &mut self.keeping.read);
         let mut feed = |source, reading, block: &[u8]| {
+            *read = true;
             engine.handle(now(), Input::Lines { source, block, reading });
         };
         let instant = Instant::now();
@@ -363,8 +372,9 @@ impl Agent {
     }
 
     fn poll_journal(&mut self) {
-        let engine = &mut self.engine;
+        let (engine, read) = (&mut self.engine, &mut self.keeping.read);
         self.journal.poll(&mut |source, reading, block: &[u8]| {
+            *read = true;
             engine.handle(now(), Input::Lines { source, block, reading });
         });
     }
@@ -470,7 +480,7 @@ impl Agent {
     // Upkeep.
 
     fn keep_house(&mut self) {
-        self.save_positions();
+        self.keep_if_read();
         let found = protected::discover().prefixes;
         if found != self.config.policy.protected {
             info!("protected addresses changed: {} now", found.len());
@@ -480,26 +490,12 @@ impl Agent {
             self.reconcile();
         }
     }
-
-    fn save_positions(&mut self) {
-        let files = self.files.positions();
-        let files = files.iter().map(|position| (position.key(), serde_json::to_string(position)));
-        let journals = self.journal.positions();
-        let journals = journals.iter().map(|position| (position.key(), serde_json::to_string(position)));
-        let positions: Vec<(String, String)> =
-            files.chain(journals).filter_map(|(key, json)| Some((key, json.ok()?))).collect();
-        if let Err(error) = self.store.save_positions(&positions) {
-            warn!("read positions were not written: {error}");
-        }
-    }
 }
 
-/// From when on earlier bans count in some jail that counts bans; `None` where there is no such jail.
-fn recent_horizon(config: &Config, now: Timestamp) -> Option<Timestamp> {
-    let policy = &config.policy;
-    let on_ledger = |id: &SourceId| policy.sources.get(usize::from(id.0)) == Some(&SourceSpec::Ledger);
-    let counting = policy.jails.iter().filter(|jail| jail.sources.iter().any(on_ledger));
-    counting.map(|jail| jail.findtime).max().map(|longest| now.saturating_sub(longest))
+/// From when on earlier bans matter to some jail.
+fn recent_horizon(config: &Config, now: Timestamp) -> Timestamp {
+    let longest = config.policy.jails.iter().map(|jail| jail.findtime).max().unwrap_or_default();
+    now.saturating_sub(longest)
 }
 
 fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
@@ -524,11 +520,6 @@ fn journal_specs(config: &Config) -> Vec<journal::JournalSpec> {
             SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Ledger => None,
         })
         .collect()
-}
-
-/// The stored positions that have this form.
-fn read_back<T: serde::de::DeserializeOwned>(positions: &[(String, String)]) -> Vec<T> {
-    positions.iter().filter_map(|(_, json)| serde_json::from_str(json).ok()).collect()
 }
 
 /// A socket that applications write lines to.

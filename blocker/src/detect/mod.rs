@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `window` | when the failures of one pair were |
 //! | `doorkeeper` | who failed lately, in a few bits |
+//! | `page` | the pairs as bytes, to be kept |
 #![forbid(unsafe_code)]
 
 use std::{net::IpAddr, time::Duration};
@@ -20,9 +21,11 @@ use std::{net::IpAddr, time::Duration};
 use crate::{net::Prefix, time::Timestamp};
 
 mod doorkeeper;
+mod page;
 mod window;
 
 use doorkeeper::Doorkeeper;
+use page::Changed;
 pub use window::FAILURES_EXACT_MAX;
 use window::Window;
 
@@ -67,6 +70,7 @@ pub struct Windows {
     hand: usize,
     evicted: u64,
     turned_away: u64,
+    changed: Changed,
 }
 
 /// A tracked pair; `None` where it was forgotten.
@@ -94,6 +98,7 @@ impl Windows {
             hand: 0,
             evicted: 0,
             turned_away: 0,
+            changed: Changed::default(),
         }
     }
 
@@ -114,6 +119,7 @@ impl Windows {
         if let Some(spot) = self.find(hash, jail, prefix)
             && let Some((_, _, window)) = &mut self.pairs[self.index.place(spot)]
         {
+            self.changed.mark(self.index.place(spot));
             let count = window.add(at, findtime);
             if count >= maxretry {
                 self.remove(spot);
@@ -189,6 +195,7 @@ impl Windows {
         self.index = Index::new(tracked_max.min(INDEX_PAIRS_MIN));
         (self.tracked_max, self.hand) = (tracked_max, 0);
         (self.free, self.doorkeeper) = (Vec::new(), None);
+        self.changed.mark_all();
         for pair in pairs.into_iter().skip(too_many) {
             self.track(self.hash(pair.0, pair.1), pair);
         }
@@ -202,6 +209,7 @@ impl Windows {
 
     fn remove(&mut self, spot: Spot) {
         let place = self.index.clear(spot);
+        self.changed.mark(place);
         self.pairs[place] = None;
         self.free.push(u32::try_from(place).unwrap_or(u32::MAX));
     }
@@ -242,6 +250,7 @@ impl Windows {
                 self.pairs.len() - 1
             }
         };
+        self.changed.mark(place);
         self.index.set(spot, hash, place);
     }
 
@@ -254,6 +263,7 @@ impl Windows {
                 Some(spot) => index.set(spot, hash, place),
                 // Two full sets in an index that is a quarter full: hardly ever.
                 None => {
+                    self.changed.mark(place);
                     self.pairs[place] = None;
                     self.free.push(u32::try_from(place).unwrap_or(u32::MAX));
                     self.evicted += 1;

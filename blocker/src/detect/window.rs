@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::page::take;
 use crate::time::Timestamp;
 
 /// Up to this `maxretry` a window is exact; beyond, a failure may be forgotten before `findtime` is over.
@@ -38,6 +39,38 @@ impl Window {
     /// When the latest failure was.
     pub(super) fn latest(&self) -> Timestamp {
         self.latest
+    }
+
+    /// Adds it to `bytes`, in 11 to 53 of them.
+    pub(super) fn write(&self, bytes: &mut Vec<u8>) {
+        let groups = self.counts.iter().take_while(|count| **count > 0).count();
+        bytes.extend(self.latest.as_micros().to_le_bytes());
+        bytes.extend([self.shift, u8::try_from(groups).unwrap_or(0)]);
+        for count in &self.counts[..groups] {
+            bytes.extend(count.to_le_bytes());
+        }
+        for age in &self.ages[..groups.saturating_sub(1)] {
+            bytes.extend(age.to_le_bytes());
+        }
+    }
+
+    /// Takes off what [`Self::write`] added; `None` where it cannot have been that.
+    pub(super) fn read(rest: &mut &[u8]) -> Option<Self> {
+        let latest = Timestamp::from_micros(i64::from_le_bytes(take(rest)?));
+        let [shift, groups] = take(rest)?;
+        let groups = usize::from(groups);
+        if shift > SHIFT_MAX || !(1..=OLDER + 1).contains(&groups) {
+            return None;
+        }
+        let (mut ages, mut counts) = ([0; OLDER], [0; OLDER + 1]);
+        for count in &mut counts[..groups] {
+            *count = u16::from_le_bytes(take(rest)?);
+        }
+        for age in &mut ages[..groups - 1] {
+            *age = u32::from_le_bytes(take(rest)?);
+        }
+        let sound = counts[..groups].iter().all(|count| *count > 0) && ages[..groups - 1].is_sorted();
+        sound.then_some(Self { latest, ages, counts, shift })
     }
 
     /// Adds a failure, forgets those `findtime` or more before the latest one, and says how many are left.
@@ -111,6 +144,9 @@ fn merge_nearest(groups: &mut [(u64, u16); OLDER + 2]) {
     groups[place + 1].1 = groups[place + 1].1.saturating_add(groups[place].1);
     groups.copy_within(place + 1.., place);
 }
+
+/// The largest that [`shift_for`] gives.
+const SHIFT_MAX: u8 = 32;
 
 fn shift_for(findtime: u64) -> u8 {
     let bits = u64::BITS - findtime.leading_zeros();

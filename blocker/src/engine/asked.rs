@@ -62,6 +62,11 @@ impl Asked {
         self.waiting.len()
     }
 
+    /// Those that wait, in the order they were put.
+    pub(super) fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.waiting.values().map(|(_, candidate)| candidate)
+    }
+
     /// Takes out the ban that waited for this answer.
     pub(super) fn answered(&mut self, id: AskId) -> Option<Candidate> {
         let (deadline, candidate) = self.waiting.remove(&id)?;

@@ -75,10 +75,15 @@ impl Engine {
         }
         let length = if address.is_ipv6() { rules.ipv6_prefix } else { host.length() };
         let whole = Prefix::new(address, length).unwrap_or(host);
+        self.news = true;
         let (window, ledger) =
             if observed { (state.observed_key, &self.imagined) } else { (key, &self.ledger) };
         let live = |prefix| ledger.covering(prefix).is_some_and(|ban| !ban.until.is_over(now));
-        if live(whole) || (whole != host && live(host)) || self.asked.waits(key, whole) {
+        if live(whole)
+            || (whole != host && live(host))
+            || self.asked.waits(key, whole)
+            || self.answered.holds(window, whole, host, at)
+        {
             return self.count(key, |counters| counters.already_banned += 1);
         }
         let name = Arc::clone(&rules.name);
@@ -137,6 +142,7 @@ impl Engine {
 
     fn ledger_failure(&mut self, now: Timestamp, jail: usize, ban: &Ban) {
         let (Some(rules), Some(state)) = (self.policy.jails.get(jail), self.jails.get(jail)) else { return };
+        self.news = true;
         let (name, maxretry, key) = (Arc::clone(&rules.name), rules.maxretry, state.key);
         let (prefix, address) = (ban.prefix, ban.prefix.address());
         if state.ignore.covering(prefix).is_some() {
@@ -168,7 +174,7 @@ impl Engine {
     }
 
     /// The threshold is reached: asks first, where the jail has somebody to ask.
-    fn reached(&mut self, now: Timestamp, candidate: Candidate) {
+    pub(super) fn reached(&mut self, now: Timestamp, candidate: Candidate) {
         let jail = self.policy.jails.iter().find(|jail| jail.name == candidate.jail);
         let command = jail.and_then(|jail| jail.ignore_command.clone());
         let Some(command) = command.filter(|_| candidate.cause != Cause::Observed) else {
@@ -197,6 +203,7 @@ impl Engine {
     /// An ignorecommand has said whether to spare an address, or failed to.
     pub(super) fn answer(&mut self, now: Timestamp, id: super::AskId, ignore: Option<bool>) {
         let Some(candidate) = self.asked.answered(id) else { return };
+        self.news = true;
         let jail = self.policy.jails.iter().find(|jail| jail.name == candidate.jail);
         let cache = jail.and_then(|jail| jail.ignore_command.as_ref()).and_then(|command| command.cache);
         if let (Some(ignore), Some(cache)) = (ignore, cache) {
@@ -217,6 +224,7 @@ impl Engine {
 
     /// An attacker must not be spared for having slowed the command down.
     pub(super) fn unanswered(&mut self, now: Timestamp, candidate: Candidate) {
+        self.news = true;
         self.count(candidate.key, |counters| counters.unanswered += 1);
         let (jail, address) = (Arc::clone(&candidate.jail), candidate.address);
         self.commands.push_back(Command::Note(Event::Unanswered { jail, address }));

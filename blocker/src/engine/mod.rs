@@ -8,6 +8,7 @@
 //! | `message` | what goes in and comes out |
 //! | `reader` | from a source's lines to failures |
 //! | `judge` | from a failure to a ban |
+//! | `counted` | what was counted, to be kept and taken up again |
 //! | `asked` | bans that wait for an ignorecommand |
 //! | `matches` | matched lines, kept for actions |
 //! | `acts` | when a jail's actions run |
@@ -26,6 +27,7 @@ use std::{
 };
 
 use asked::Asked;
+use counted::Answered;
 use dice::Dice;
 use matches::Matches;
 use queue::Queue;
@@ -35,7 +37,7 @@ use crate::{
     allowlist::PrefixSet,
     detect::{JailKey, Windows},
     filter::Losses,
-    ledger::{Ban, Ledger, Offence, Offenders, Opened, Origin},
+    ledger::{Ban, Ledger, Offence, Offenders, Opened},
     net::Prefix,
     policy::{Policy, SourceSpec},
     time::Timestamp,
@@ -43,6 +45,7 @@ use crate::{
 
 mod acts;
 mod asked;
+mod counted;
 mod dice;
 mod diff;
 mod judge;
@@ -53,6 +56,7 @@ mod queue;
 mod reader;
 
 pub use asked::ASKED_MAX;
+pub use counted::{Counted, CountedHead, Owed};
 pub use diff::{diff, diff_allowed};
 pub use matches::{MATCH_BYTES_MAX, MATCHES_BYTES_MAX};
 pub use message::{
@@ -106,8 +110,13 @@ pub struct Kept {
     pub allow: Vec<Prefix>,
     /// Who was banned before.
     pub offences: Vec<Offence>,
-    /// Bans by jails that began lately, the oldest first, for jails that count those.
+    /// Bans by jails that began lately and after `counted` was kept, the oldest first: jails on the ledger count them,
+    /// and the failures that led to them are spent.
     pub recent: Vec<Ban>,
+    /// Bans that ended after `counted` was kept, from when until when they were in force.
+    pub served: Vec<(Prefix, Timestamp, Timestamp)>,
+    /// What was counted, as [`Engine::counted`] gave it.
+    pub counted: Option<(CountedHead, Vec<Vec<u8>>)>,
 }
 
 /// Bans by observing jails that are imagined at once; the one soonest to end gives way.
@@ -166,6 +175,9 @@ pub struct Engine {
     matches: Matches,
     dice: Dice,
     keys: BTreeMap<Arc<str>, JailKey>,
+    answered: Answered,
+    /// Whether anything was counted since [`Engine::kept`].
+    news: bool,
     counters: BTreeMap<JailKey, JailCounters>,
     commands: Queue,
     refused: BTreeSet<Prefix>,
@@ -190,6 +202,7 @@ impl Engine {
     /// An engine that holds what was kept. Bans that are over, or lie in the allowlist of this policy, are closed with
     /// a record of it.
     pub fn new(now: Timestamp, policy: Policy, kept: Kept) -> Self {
+        let answered = Answered::new(now, &kept);
         let mut engine = Self {
             jails: Vec::new(),
             readers: Vec::new(),
@@ -204,6 +217,8 @@ impl Engine {
             matches: Matches::default(),
             dice: Dice::new(policy.seed),
             keys: BTreeMap::new(),
+            answered,
+            news: false,
             counters: BTreeMap::new(),
             commands: Queue::default(),
             refused: BTreeSet::new(),
@@ -224,37 +239,15 @@ impl Engine {
         engine.act_changed(&Policy::default());
         engine.lift_allowed();
         engine.expire(now);
+        let owed = kept.counted.map(|(head, pages)| engine.take_up(now, head, &pages)).unwrap_or_default();
         engine.recount(now, &kept.recent);
+        engine.pay(now, owed);
         if engine.policy.jails.iter().any(|jail| jail.actions.iter().any(|action| action.restored)) {
             for ban in engine.desired() {
                 engine.act_ban(&ban, &[], true);
             }
         }
         engine
-    }
-
-    /// Counts bans of an earlier life in the windows of jails that count bans. What those led to then, they did.
-    fn recount(&mut self, now: Timestamp, recent: &[Ban]) {
-        let on_ledger: Vec<usize> = (0..self.jails.len())
-            .filter(|jail| self.jails.get(*jail).is_some_and(|state| state.on_ledger))
-            .collect();
-        for ban in recent {
-            let Origin::Jail(by) = &ban.origin else { continue };
-            if on_ledger.iter().any(|jail| self.policy.jails.get(*jail).is_some_and(|jail| jail.name == *by))
-            {
-                continue;
-            }
-            for jail in &on_ledger {
-                let (Some(rules), Some(state)) = (self.policy.jails.get(*jail), self.jails.get(*jail)) else {
-                    continue;
-                };
-                if ban.since > now.saturating_sub(rules.findtime)
-                    && state.ignore.covering(ban.prefix).is_none()
-                {
-                    self.windows.count(state.key, ban.prefix, ban.since, rules.maxretry, rules.findtime);
-                }
-            }
-        }
     }
 
     /// Takes one input; what comes of it is in [`Self::next_command`].
@@ -280,6 +273,7 @@ impl Engine {
             Input::Tick => {
                 self.expire(now);
                 self.forget_silent(now);
+                self.forget_answered(now);
                 let forgotten = self.offenders.forget_old(now, self.policy.remember);
                 self.commands.extend(forgotten.into_iter().map(Command::Remember));
             }
