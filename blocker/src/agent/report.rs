@@ -61,6 +61,7 @@ impl Agent {
             gave_up: counters.losses.gave_up,
             connections_lost: counters.losses.connections,
             joined_lines_lost: counters.losses.lines,
+            slow_searches: counters.losses.slow,
             actions: self.runner.status(name),
         });
         let reason = if description.reason.is_empty() {

@@ -141,6 +141,10 @@ fn asks(status: &Status) -> String {
                 jail.connections_lost,
                 "connections forgotten before their time; raise `limits.max_connections`",
             ),
+            (
+                jail.slow_searches,
+                "searches in long lines left to a slower engine; say which filter in a report",
+            ),
             (jail.joined_lines_lost, "lines too many to be joined; raise `limits.max_joined_bytes`"),
         ] {
             if count > 0 {

@@ -292,6 +292,8 @@ pub struct JailStatus {
     pub connections_lost: u64,
     /// Lines that its imported filters with `maxlines` saw no more, since together they were too long.
     pub joined_lines_lost: u64,
+    /// Searches in long lines that were left to a slower engine.
+    pub slow_searches: u64,
     /// Its actions that have run or were to.
     pub actions: Vec<ActionStatus>,
 }

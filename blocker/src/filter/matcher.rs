@@ -15,6 +15,7 @@ use super::{
     date::{self, Clock},
     imported::{Failure, Losses, State},
     prefilter::{Candidates, Hit, Prefilter},
+    regexp::LONG_BYTES,
 };
 use crate::time::Timestamp;
 
@@ -31,6 +32,8 @@ pub struct SourceMatcher {
     candidates: Candidates,
     /// By filter; `None` for those that remember nothing.
     memories: Vec<Option<Memory>>,
+    /// By filter: searches in long lines that were left to a slower engine.
+    slow: Vec<u64>,
     /// Whether some filter is ours, and sees the line without the date that we find.
     any_native: bool,
     any_imported: bool,
@@ -61,6 +64,7 @@ impl fmt::Debug for SourceMatcher {
 pub struct Line<'a> {
     filters: &'a [Arc<Filter>],
     memories: &'a mut [Option<Memory>],
+    slow: &'a mut [u64],
     first_patterns: &'a [usize],
     candidates: &'a Candidates,
     /// The line as it came, and decoded.
@@ -84,7 +88,10 @@ impl Line<'_> {
         match &self.filters.get(filter)?.rules {
             Rules::Native(native) => {
                 let first = self.first_patterns.get(filter)?;
-                native.verdict(self.text, |pattern| self.candidates.has(first + pattern))
+                let before = self.slow_searches(filter);
+                let verdict = native.verdict(self.text, |pattern| self.candidates.has(first + pattern));
+                self.count_slow(filter, before);
+                verdict
             }
             Rules::Imported(_) => self.failure(filter).map(Failure::verdict),
         }
@@ -105,13 +112,28 @@ impl Line<'_> {
         if !self.candidates.has(*self.first_patterns.get(filter)?) {
             return None;
         }
+        let before = self.slow_searches(filter);
         let Memory { state, asked } = self.memories.get_mut(filter)?.as_mut()?;
-        asked
-            .get_or_insert_with(|| {
-                let decoded = rules.decode(self.bytes);
-                rules.evaluate(state, decoded.as_deref().unwrap_or(self.whole), self.clock.now, self.zone)
-            })
-            .as_ref()
+        if asked.is_none() {
+            let decoded = rules.decode(self.bytes);
+            let text = decoded.as_deref().unwrap_or(self.whole);
+            *asked = Some(rules.evaluate(state, text, self.clock.now, self.zone));
+            self.count_slow(filter, before);
+        }
+        self.memories.get(filter)?.as_ref()?.asked.as_ref()?.as_ref()
+    }
+
+    /// What the filter has counted up to now; 0 in a short line, which costs little in every engine.
+    fn slow_searches(&self, filter: usize) -> u64 {
+        let filter = self.filters.get(filter).filter(|_| self.bytes.len() > LONG_BYTES);
+        filter.map_or(0, |filter| filter.slow_searches())
+    }
+
+    fn count_slow(&mut self, filter: usize, before: u64) {
+        let now = self.slow_searches(filter);
+        if let Some(slow) = self.slow.get_mut(filter) {
+            *slow += now.saturating_sub(before);
+        }
     }
 }
 
@@ -130,6 +152,7 @@ impl SourceMatcher {
         });
         Self {
             memories: memories.collect(),
+            slow: vec![0; filters.len()],
             any_imported: filters.iter().any(|filter| matches!(filter.rules, Rules::Imported(_))),
             any_native: filters.iter().any(|filter| matches!(filter.rules, Rules::Native(_))),
             filters,
@@ -172,10 +195,9 @@ impl SourceMatcher {
 
     /// What its bounds have cost the filter with this index.
     pub fn losses(&self, filter: usize) -> Losses {
-        self.memories
-            .get(filter)
-            .and_then(Option::as_ref)
-            .map_or_else(Losses::default, |memory| memory.state.losses())
+        let memory = self.memories.get(filter).and_then(Option::as_ref);
+        let losses = memory.map_or_else(Losses::default, |memory| memory.state.losses());
+        Losses { slow: self.slow.get(filter).copied().unwrap_or(0), ..losses }
     }
 
     /// Lines skipped so far because they were longer than [`LINE_BYTES_MAX`].
@@ -233,6 +255,7 @@ impl SourceMatcher {
         let mut line = Line {
             filters: &self.filters,
             memories: &mut self.memories,
+            slow: &mut self.slow,
             first_patterns: &self.first_patterns,
             candidates: &self.candidates,
             bytes: line,

@@ -7,8 +7,8 @@
 //! |---|---|
 //! | `dialect` | pattern text, ours or fail2ban's, to the `regex` crate's language |
 //! | `regexp` | a compiled expression: linear, or with look-around behind a linear gate |
-//! | `guided` | captures in long texts |
 //! | `pattern` | one compiled pattern of ours; what is a whole address |
+//! | `trail` | matches and captures in long texts |
 //! | `split` | finds the address without captures, where the pattern's shape allows |
 //! | `literal` | the text a line must hold for a pattern to match |
 //! | `date` | finds the date of a line |
@@ -22,7 +22,6 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 pub mod date;
 mod dialect;
-mod guided;
 pub mod imported;
 pub mod lint;
 mod literal;
@@ -31,6 +30,7 @@ mod pattern;
 mod prefilter;
 mod regexp;
 mod split;
+mod trail;
 
 pub use date::Clock;
 pub use imported::{Fail2banOptions, Losses};
@@ -277,6 +277,17 @@ impl Filter {
         match &self.rules {
             Rules::Native(native) => native.required(),
             Rules::Imported(imported) => vec![imported.literals()],
+        }
+    }
+
+    /// How many searches in long lines were left to a slower engine, since the agent began.
+    fn slow_searches(&self) -> u64 {
+        match &self.rules {
+            Rules::Native(native) => {
+                let patterns = native.failregex.iter().chain(&native.noaddress).chain(&native.ignoreregex);
+                patterns.chain(&native.prefregex).map(Compiled::slow_searches).sum()
+            }
+            Rules::Imported(rules) => rules.slow_searches(),
         }
     }
 

@@ -7,7 +7,7 @@ use memchr::memmem::Finder;
 
 use super::{
     FilterError, Pattern, dialect, literal,
-    regexp::{Regexp, Search},
+    regexp::{LONG_BYTES, Regexp, Search},
     split::{Outcome, Split},
 };
 use crate::net::parse_address;
@@ -23,6 +23,8 @@ pub(super) struct Compiled {
     split: Option<Split>,
     hosts: Vec<usize>,
     content: Option<usize>,
+    /// All of these.
+    wanted: Vec<usize>,
 }
 
 /// What a match captured, as byte ranges of the text.
@@ -60,12 +62,18 @@ impl Compiled {
             ([_], None) => Split::new(&translated.full),
             _ => None,
         };
-        Ok(Self { regexp, split, literals, finder, hosts, content })
+        let wanted = hosts.iter().copied().chain(content).collect();
+        Ok(Self { regexp, split, literals, finder, hosts, content, wanted })
     }
 
     /// Whether some part of it captures an address.
     pub(super) fn names_host(&self) -> bool {
         !self.hosts.is_empty()
+    }
+
+    /// See [`Regexp::slow_searches`].
+    pub(super) fn slow_searches(&self) -> u64 {
+        self.regexp.slow_searches()
     }
 
     pub(super) fn is_match(&self, text: &str) -> bool {
@@ -75,7 +83,9 @@ impl Compiled {
     /// Whom the leftmost match in `text` blames: `Some(None)` where the pattern names no address. A match whose address
     /// is none, such as 999.1.1.1, is no match.
     pub(super) fn blames(&self, text: &str) -> Option<Option<IpAddr>> {
-        match self.split.as_ref().map(|split| split.find(text)) {
+        // In a long text each of the looks that `split` takes may be a walk over it.
+        let split = self.split.as_ref().filter(|_| text.len() <= LONG_BYTES);
+        match split.map(|split| split.find(text)) {
             Some(Outcome::Blame(address)) => Some(Some(address)),
             Some(Outcome::Nothing) => None,
             Some(Outcome::Doubt) | None => match self.find(text)?.host {
@@ -90,7 +100,7 @@ impl Compiled {
         if !self.has_literal(text) {
             return None;
         }
-        let Search::Found(groups) = self.regexp.search(text, 0) else { return None };
+        let Search::Found(groups) = self.regexp.search(text, 0, &self.wanted) else { return None };
         let get = |index: usize| groups.get(index).cloned().flatten();
         Some(Hit {
             host: self.hosts.iter().find_map(|index| get(*index)),
@@ -98,10 +108,10 @@ impl Compiled {
         })
     }
 
-    /// As [`Self::blames`], by captures alone.
+    /// As [`Self::blames`], by the crate's captures alone.
     #[cfg(test)]
     pub(super) fn blames_plainly(&self, text: &str) -> Option<Option<IpAddr>> {
-        let Search::Found(groups) = self.regexp.search(text, 0) else { return None };
+        let groups = self.regexp.search_plainly(text)?;
         match self.hosts.iter().find_map(|index| groups.get(*index).cloned().flatten()) {
             Some(span) => whole_address(text, span).map(Some),
             None => Some(None),

@@ -10,15 +10,15 @@ use regex::{Regex, RegexBuilder};
 
 use super::{
     dialect::{NOT_IN_WORD, NOT_IN_WORD_LOOKING, Translated},
-    guided::Guided,
+    trail::Trail,
 };
 
 /// Bytes one compiled pattern may occupy; the largest of fail2ban's own need more than the crate's default.
 const COMPILED_BYTES_MAX: usize = 64 << 20;
 /// Steps a pattern with look-around may take on one line before it counts as not matching.
 const BACKTRACK_STEPS_MAX: usize = 100_000;
-/// In a text longer than this, captures are left to [`Guided`], which costs more to begin with and less per byte.
-const LONG_BYTES: usize = 2 << 10;
+/// In a text longer than this, captures are left to [`Trail`], which costs more to begin with and less per byte.
+pub(super) const LONG_BYTES: usize = 2 << 10;
 
 /// Ready to search.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(super) struct Linear {
     /// It matches at the start of a text only.
     anchored: bool,
     /// Compiled when the first long text asks for it.
-    guided: OnceLock<Option<Guided>>,
+    trail: OnceLock<Option<Trail>>,
 }
 
 /// What a search came to.
@@ -68,59 +68,70 @@ impl Linear {
         let looks_at_words = looks.is_some_and(|looks| looks.contains_word_unicode());
         let anchored = (hir.as_ref())
             .is_some_and(|hir| hir.properties().look_set_prefix().contains(regex_syntax::hir::Look::Start));
-        Ok(Self { regex, looks_at_words, anchored, guided: OnceLock::new() })
+        Ok(Self { regex, looks_at_words, anchored, trail: OnceLock::new() })
     }
 
     fn is_match_at(&self, text: &str, start: usize) -> bool {
-        match self.slow_at(text, start).and_then(|guided| guided.search(text, start)) {
-            Some(found) => found.is_some(),
-            None => self.regex.is_match_at(text, start),
+        let trail = self.trail_if(self.looks_at_words && is_long(text, start) && !text.is_ascii());
+        match trail.map(|trail| trail.is_match(text, start)) {
+            Some(Ok(found)) => found,
+            _ => self.regex.is_match_at(text, start),
         }
     }
 
     /// Where the leftmost match begins, or an earlier place; a pattern that matches less begins nowhere before.
     fn begin_at(&self, text: &str, start: usize) -> Option<usize> {
-        if text.len().saturating_sub(start) > LONG_BYTES {
+        if is_long(text, start) {
             return self.find_at(text, start).map(|found| found.start);
         }
         self.is_match_at(text, start).then_some(start)
     }
 
     fn find_at(&self, text: &str, start: usize) -> Option<Range<usize>> {
-        // Dates bound to the start of the line are looked for by this; each ends after some bytes, and the walk from
-        // the end of the text would look at all of them.
-        let guided = if self.anchored { None } else { self.slow_at(text, start) };
-        match guided.and_then(|guided| guided.search(text, start)) {
-            Some(found) => found?.first()?.clone(),
-            None => self.regex.find_at(text, start).map(|found| found.range()),
+        let trail = self.trail_if(self.looks_at_words && is_long(text, start) && !text.is_ascii());
+        match trail.map(|trail| trail.find(text, start)) {
+            Some(Ok(found)) => found,
+            _ => self.regex.find_at(text, start).map(|found| found.range()),
         }
     }
 
     /// Allocates only when there is a match, or the text is long.
-    fn captures_at(&self, text: &str, start: usize) -> Option<Groups> {
-        let mut guided = self.slow_at(text, start);
-        if guided.is_none() {
-            if !self.regex.is_match_at(text, start) {
-                return None;
-            }
-            guided = (text.len() - start > LONG_BYTES).then(|| self.guided()).flatten();
+    fn captures_at(&self, text: &str, start: usize, wanted: &[usize]) -> Option<Groups> {
+        let long = is_long(text, start);
+        // One that is bound to the start fails there, and the crate has quick ways to see that another one fails.
+        let try_match = !(long && self.anchored);
+        if try_match && !self.is_match_at(text, start) {
+            return None;
         }
-        guided.and_then(|guided| guided.search(text, start)).unwrap_or_else(|| {
-            let groups = self.regex.captures_at(text, start)?;
-            Some(groups.iter().map(|group| group.map(|found| found.range())).collect())
-        })
+        match self.trail_if(long).map(|trail| trail.captures(text, start, wanted)) {
+            Some(Ok(found)) => found,
+            _ => {
+                let groups = self.regex.captures_at(text, start)?;
+                Some(groups.iter().map(|group| group.map(|found| found.range())).collect())
+            }
+        }
     }
 
-    /// The engine for long texts, where the crate cannot use its automaton on this one: it gives up at a letter that
-    /// is not ASCII when it must know where words end.
-    fn slow_at(&self, text: &str, start: usize) -> Option<&Guided> {
-        let long = self.looks_at_words && text.len().saturating_sub(start) > LONG_BYTES;
-        if long && !text.is_ascii() { self.guided() } else { None }
+    fn trail_if(&self, wanted: bool) -> Option<&Trail> {
+        if !wanted {
+            return None;
+        }
+        self.trail.get_or_init(|| Trail::new(self.regex.as_str(), COMPILED_BYTES_MAX)).as_ref()
     }
+}
 
-    fn guided(&self) -> Option<&Guided> {
-        self.guided.get_or_init(|| Guided::new(self.regex.as_str(), COMPILED_BYTES_MAX)).as_ref()
+#[cfg(test)]
+impl Regexp {
+    /// As [`Self::search`], by the crate's own captures.
+    pub(super) fn search_plainly(&self, text: &str) -> Option<Groups> {
+        let (Self::Linear(linear) | Self::Gated { gate: linear, .. }) = self;
+        let groups = linear.regex.captures(text)?;
+        Some(groups.iter().map(|group| group.map(|found| found.range())).collect())
     }
+}
+
+fn is_long(text: &str, start: usize) -> bool {
+    text.len().saturating_sub(start) > LONG_BYTES
 }
 
 impl Regexp {
@@ -152,6 +163,12 @@ impl Regexp {
             Self::Linear(linear) => named(linear.regex.capture_names()),
             Self::Gated { full, .. } => named(full.capture_names()),
         }
+    }
+
+    /// How many long texts were left to an engine that costs many times as much a byte.
+    pub(super) fn slow_searches(&self) -> u64 {
+        let (Self::Linear(linear) | Self::Gated { gate: linear, .. }) = self;
+        linear.trail.get().and_then(Option::as_ref).map_or(0, Trail::gave_up)
     }
 
     /// Whether it needs the backtracking engine.
@@ -194,10 +211,13 @@ impl Regexp {
     }
 
     /// The leftmost match that begins at `start` or behind; what stands before is seen by anchors and boundaries.
-    /// Allocates only when there is one, or the text is long.
-    pub(super) fn search(&self, text: &str, start: usize) -> Search<Groups> {
+    /// Only groups that are `wanted` need be among what it finds; all are if none is. Allocates only when there is a
+    /// match, or the text is long.
+    pub(super) fn search(&self, text: &str, start: usize, wanted: &[usize]) -> Search<Groups> {
         match self {
-            Self::Linear(linear) => linear.captures_at(text, start).map_or(Search::None, Search::Found),
+            Self::Linear(linear) => {
+                linear.captures_at(text, start, wanted).map_or(Search::None, Search::Found)
+            }
             Self::Gated { gate, full } => {
                 let Some(begin) = gate.begin_at(text, start) else { return Search::None };
                 match full.captures_from_pos(text, begin) {

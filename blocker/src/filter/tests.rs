@@ -5,7 +5,7 @@ use std::{cell::RefCell, path::Path, sync::LazyLock};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{regexp::LONG_BYTES, *};
 use crate::config::{BUILT_IN, read_filter};
 
 static SHIPPED: LazyLock<Vec<Arc<Filter>>> = LazyLock::new(|| {
@@ -136,6 +136,45 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
             line
         },
     )
+}
+
+/// Long enough for what long lines are looked at with.
+fn padded() -> impl Strategy<Value = Vec<u8>> {
+    (mutated(), any::<prop::sample::Index>(), prop::sample::select(PIECES)).prop_map(
+        |(mut line, at, piece)| {
+            let at = at.index(line.len() + 1);
+            let pad = piece.repeat((LONG_BYTES + 64) / piece.len().max(1));
+            line.splice(at..at, pad);
+            line
+        },
+    )
+}
+
+#[test]
+fn what_a_slower_engine_does_is_done_and_counted() {
+    let pattern = Pattern { text: r"^x(?:[ab]*a[ab]{14}c|[ab]+) <ADDR>$".to_owned(), at: Place::default() };
+    let spec = FilterSpec { name: "x".to_owned(), failregex: vec![pattern], ..FilterSpec::default() };
+    let mut matcher = SourceMatcher::new(vec![Arc::new(Filter::compile(spec).unwrap())]);
+    let mut seed = 1_u32;
+    let random = std::iter::repeat_with(|| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if seed >> 31 == 0 { 'a' } else { 'b' }
+    });
+    let text: String = random.take(60_000).collect();
+    for (line, slow) in [(format!("x{} 192.0.2.9", &text[..200]), 0), (format!("x{text} 192.0.2.9"), 1)] {
+        let mut found = None;
+        matcher.scan(line.as_bytes(), SAMPLE_CLOCK, |line| found = line.verdict(0));
+        assert_eq!(found, Some(Verdict::Blame("192.0.2.9".parse().unwrap())));
+        assert_eq!(matcher.losses(0).slow, slow);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn long_lines_come_out_as_they_do_plainly(line in padded()) {
+        check(&line)?;
+    }
 }
 
 proptest! {

@@ -43,7 +43,7 @@ impl Expression {
 
     /// The leftmost match; `None` too where it took more steps than it may.
     pub fn find(&self, text: &str) -> Option<Match> {
-        let Search::Found(groups) = self.regexp.search(text, 0) else { return None };
+        let Search::Found(groups) = self.regexp.search(text, 0, &[]) else { return None };
         let span = |number: usize| groups.get(number).cloned().flatten();
         let named = self.names.iter().filter_map(|(number, name)| Some((name.clone(), span(*number)?)));
         Some(Match { span: span(0)?, groups: named.collect() })

@@ -138,6 +138,12 @@ impl Rules {
         own.map(|sets| sets.concat()).or_else(|| self.prefregex.as_ref()?.literals.clone())
     }
 
+    /// How many searches in long lines were left to a slower engine, by all filters that share the dates' forms.
+    pub(super) fn slow_searches(&self) -> u64 {
+        let patterns = self.prefregex.iter().chain(&self.failregex).chain(&self.ignoreregex);
+        patterns.map(Compiled::slow_searches).sum::<u64>() + self.forms.slow_searches()
+    }
+
     /// The text of a line, where its encoding is another than UTF-8.
     pub(super) fn decode(&self, line: &[u8]) -> Option<String> {
         Some(self.encoding?.decode_without_bom_handling(line).0.into_owned())
@@ -244,7 +250,7 @@ fn encoding_of(name: &Pattern) -> Result<Option<&'static Encoding>, FilterError>
     }
 }
 
-/// What the bounds on imported filters cost.
+/// What the bounds on filters cost; all but the last concern imported ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     /// Lines that a pattern gave up on, for taking more steps than it may.
@@ -253,6 +259,8 @@ pub struct Losses {
     pub connections: u64,
     /// Lines that patterns over several saw no more, since together they were too long.
     pub lines: u64,
+    /// Searches in long lines that were left to an engine that costs many times as much.
+    pub slow: u64,
 }
 
 impl std::ops::AddAssign for Losses {
@@ -260,6 +268,7 @@ impl std::ops::AddAssign for Losses {
         self.gave_up += other.gave_up;
         self.connections += other.connections;
         self.lines += other.lines;
+        self.slow += other.slow;
     }
 }
 
@@ -297,6 +306,7 @@ impl State {
             gave_up: self.gave_up.get(),
             connections: self.connections.gave_way,
             lines: self.lines.gave_way,
+            slow: 0,
         }
     }
 

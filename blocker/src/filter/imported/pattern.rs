@@ -80,6 +80,11 @@ impl Compiled {
         whole.into_iter().any(|(_, name)| IDENTIFYING.contains(&&**name))
     }
 
+    /// See [`Regexp::slow_searches`].
+    pub(super) fn slow_searches(&self) -> u64 {
+        self.regexp.slow_searches()
+    }
+
     pub(super) fn is_match(&self, text: &str, gave_up: &Cell<u64>) -> bool {
         if !self.has_literal(text) {
             return false;
@@ -99,7 +104,7 @@ impl Compiled {
         if !self.has_literal(text) {
             return None;
         }
-        match self.regexp.search(text, 0) {
+        match self.regexp.search(text, 0, &[]) {
             Search::Found(groups) => Some(groups),
             Search::None => None,
             Search::GaveUp => {

@@ -142,6 +142,11 @@ impl Forms {
         self.sieve.get_or_init(new).as_ref()
     }
 
+    /// See `Regexp::slow_searches`.
+    pub(in crate::filter) fn slow_searches(&self) -> u64 {
+        self.templates.iter().map(|template| template.slow_searches()).sum()
+    }
+
     /// Whether what follows a date that is cut out is always the end of the line or no part of a word.
     pub(in crate::filter) fn cut_before_non_word(&self) -> bool {
         self.templates.iter().all(|template| template.cut_before_non_word())

@@ -215,7 +215,7 @@ impl Template {
         let hits = compiled.iter().enumerate().filter_map(|(variant, (regexp, _))| {
             // The forms of an epoch differ in what stands before it, which is no part of the match.
             let span = if compiled.len() > 1 && matches!(self.kind, Kind::Epoch { .. }) {
-                let Search::Found(groups) = regexp.search(line, start) else { return None };
+                let Search::Found(groups) = regexp.search(line, start, &[]) else { return None };
                 groups.get(1).cloned().flatten()?.start..groups.first().cloned().flatten()?.end
             } else {
                 let Search::Found(span) = regexp.find(line, start) else { return None };
@@ -224,6 +224,12 @@ impl Template {
             Some(Hit { span, start, variant })
         });
         hits.min_by_key(|hit| hit.span.start)
+    }
+
+    /// See [`Regexp::slow_searches`].
+    pub(super) fn slow_searches(&self) -> u64 {
+        let compiled = self.compiled.get().into_iter().flatten();
+        compiled.map(|(regexp, _)| regexp.slow_searches()).sum()
     }
 
     /// Linear patterns, one of which matches wherever this form stands; `None` when there is no telling.
@@ -246,7 +252,7 @@ impl Template {
     /// What a match says. `line` is what was searched.
     pub(super) fn read(&self, line: &str, hit: &Hit, zone: &TimeZone, now: Timestamp) -> Option<Reading> {
         let (regexp, letters) = self.compiled.get()?.get(hit.variant)?;
-        let Search::Found(groups) = regexp.search(line, hit.start) else { return None };
+        let Search::Found(groups) = regexp.search(line, hit.start, &[]) else { return None };
         let cut = groups.get(1).cloned().flatten()?;
         Some(Reading { at: self.instant(line, &groups, letters, zone, now), cut })
     }
