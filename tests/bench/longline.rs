@@ -20,6 +20,7 @@ const ROUNDS: usize = 3;
 /// Samples of one filter, spread over all it has, and places in one sample.
 const SAMPLES: usize = 6;
 const PLACES: usize = 4;
+/// Filters shown at least; all that need more than they may are.
 const SHOWN: usize = 10;
 const CLOCK: Clock = Clock { now: Timestamp::from_secs(1_795_000_000), utc_offset_secs: 0 };
 
@@ -73,7 +74,7 @@ fn table(title: &str, mut rows: Vec<(String, Dearest)>) {
         rows.len()
     );
     println!("| filter | ms | line |\n|---|---|---|");
-    for (name, Dearest { cost, what }) in rows.iter().take(SHOWN) {
+    for (name, Dearest { cost, what }) in rows.iter().take(above.max(SHOWN)) {
         println!("| {name} | {:.2} | {what} |", cost.as_secs_f64() * 1e3);
     }
 }
