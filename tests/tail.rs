@@ -20,6 +20,9 @@ use blocker::{
     source::{FileSource, LineSocket, Options, Position},
 };
 
+#[path = "tail/model.rs"]
+mod model;
+
 const SOURCE: SourceId = SourceId(7);
 
 /// A reader under test with a clock that the test moves.
@@ -68,6 +71,10 @@ impl Reader {
 
     /// As the agent does it: through the store and back.
     fn positions(&self) -> Vec<Position> {
+        read_back(&self.stored())
+    }
+
+    fn stored(&self) -> Vec<(String, String)> {
         let stored: Vec<(String, String)> = self
             .source
             .positions()
@@ -76,7 +83,7 @@ impl Reader {
             .collect();
         let keys: std::collections::BTreeSet<_> = stored.iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), stored.len(), "keys are unique");
-        stored.iter().map(|(_, json)| serde_json::from_str(json).expect("and back")).collect()
+        stored
     }
 
     fn state(&self) -> String {
@@ -89,6 +96,10 @@ impl Reader {
     }
 }
 
+fn read_back(stored: &[(String, String)]) -> Vec<Position> {
+    stored.iter().map(|(_, json)| serde_json::from_str(json).expect("a position again")).collect()
+}
+
 fn append(path: &Path, text: &str) {
     let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open to write");
     file.write_all(text.as_bytes()).expect("write");
@@ -98,282 +109,6 @@ fn scratch() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().expect("a scratch directory");
     let path = directory.path().join("app.log");
     (directory, path)
-}
-
-/// A small generator, so that a failing sequence can be had again from its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Shape {
-    /// Rotated to `app.log.1`, which moves to `app.log.2`: logrotate, Python.
-    Chain,
-    /// Rotated to ever new names.
-    Dated,
-    /// As `Chain`, read by a pattern that matches the rotated files too.
-    Pattern,
-    /// A symbolic link that is pointed elsewhere, and back.
-    Link,
-}
-
-/// What a writer does to a log, and what of it must come out.
-struct World {
-    shape: Shape,
-    directory: tempfile::TempDir,
-    path: PathBuf,
-    reader: Option<Reader>,
-    positions: Vec<Position>,
-    now: Instant,
-    random: Random,
-    serial: u64,
-    names: u64,
-    /// The line that was begun and not ended.
-    begun: String,
-    /// The reader has had a look since the file was made.
-    opened: bool,
-    expected: Vec<String>,
-    got: Vec<String>,
-    story: Vec<String>,
-}
-
-impl World {
-    fn new(shape: Shape, seed: u64) -> Self {
-        let (directory, path) = scratch();
-        let mut world = Self {
-            shape,
-            directory,
-            path,
-            reader: None,
-            positions: Vec::new(),
-            now: Instant::now(),
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
-            serial: 0,
-            names: 0,
-            begun: String::new(),
-            opened: true,
-            expected: Vec::new(),
-            got: Vec::new(),
-            story: Vec::new(),
-        };
-        world.create();
-        world.start();
-        world
-    }
-
-    fn watched(&self) -> PathBuf {
-        match self.shape {
-            Shape::Pattern => self.directory.path().join("app*"),
-            _ => self.path.clone(),
-        }
-    }
-
-    fn start(&mut self) {
-        let mut reader = Reader::new(&[&self.watched()], std::mem::take(&mut self.positions), self.now);
-        reader.poll();
-        self.reader = Some(reader);
-        self.opened = true;
-    }
-
-    fn poll(&mut self) {
-        if let Some(reader) = &mut self.reader {
-            reader.now = self.now;
-            reader.poll();
-            self.opened = true;
-        }
-    }
-
-    fn stop(&mut self) {
-        self.poll();
-        if let Some(reader) = self.reader.take() {
-            self.positions = reader.positions();
-            self.got.extend(reader.lines.into_iter().map(|(_, line)| line));
-        }
-    }
-
-    fn create(&mut self) {
-        self.names += 1;
-        if self.shape == Shape::Link {
-            let target = self.directory.path().join(format!("target{}", self.names));
-            File::create(&target).expect("create");
-            self.point_to(&target);
-        } else {
-            File::create(&self.path).expect("create");
-        }
-        self.opened = false;
-    }
-
-    fn point_to(&self, target: &Path) {
-        let link = self.directory.path().join("new-link");
-        symlink(target, &link).expect("symlink");
-        fs::rename(&link, &self.path).expect("switch");
-    }
-
-    fn write(&mut self, lines: u64) {
-        let mut text = String::new();
-        for _ in 0..lines {
-            self.serial += 1;
-            // A begun line is ended first; long ones make the file grow past any position quickly.
-            let filler = "x".repeat(self.random.below(120) as usize);
-            let end = format!("{} {filler} end", self.serial);
-            text += &end;
-            text.push('\n');
-            let begun = std::mem::take(&mut self.begun);
-            self.expected.push(begun + &end);
-        }
-        append(&self.path, &text);
-    }
-
-    fn begin(&mut self) {
-        self.serial += 1;
-        let text = format!("begun {} ", self.serial);
-        append(&self.path, &text);
-        self.begun += &text;
-    }
-
-    fn end(&mut self) {
-        if !self.begun.is_empty() {
-            self.write(1);
-        }
-    }
-
-    fn rotate(&mut self) {
-        // A last line that is never ended comes out when the file is let go; one with a name that matches is kept.
-        if self.random.below(2) == 0 {
-            self.end();
-        }
-        let begun = std::mem::take(&mut self.begun);
-        if !begun.is_empty() && self.shape != Shape::Pattern {
-            self.expected.push(begun);
-        }
-        let name = |number: u64| self.directory.path().join(format!("app.log.{number}"));
-        if self.shape == Shape::Dated {
-            fs::rename(&self.path, name(1000 + self.names)).expect("rotate");
-        } else {
-            for number in (1..=self.names).rev().filter(|number| name(*number).exists()) {
-                fs::rename(name(number), name(number + 1)).expect("shift");
-            }
-            fs::rename(&self.path, name(1)).expect("rotate");
-        }
-        self.create();
-    }
-
-    fn step(&mut self) {
-        let action = self.random.below(16);
-        self.story.push(format!("{action}"));
-        match action {
-            0..=3 => {
-                let lines = 1 + self.random.below(4);
-                self.write(lines);
-            }
-            4 => self.begin(),
-            5..=7 => self.poll(),
-            8..=10 if self.shape != Shape::Link => self.rotate(),
-            8 | 9 => {
-                self.end();
-                self.poll();
-                self.create();
-            }
-            10 => {
-                self.end();
-                self.poll();
-                let back = 1 + self.random.below(self.names);
-                self.point_to(&self.directory.path().join(format!("target{back}")));
-            }
-            11 => {
-                // Emptied in place, and sometimes filled beyond where the reader was.
-                self.end();
-                self.poll();
-                OpenOptions::new()
-                    .write(true)
-                    .open(&self.path)
-                    .and_then(|file| file.set_len(0))
-                    .expect("truncate");
-                let lines = self.random.below(12);
-                self.write(lines);
-            }
-            12 if self.shape != Shape::Link => {
-                self.end();
-                if !self.opened {
-                    self.poll();
-                }
-                fs::remove_file(&self.path).expect("delete");
-                self.create();
-                let lines = self.random.below(3);
-                self.write(lines);
-            }
-            13 => {
-                self.now += Duration::from_secs(31);
-                self.poll();
-            }
-            14 => {
-                self.stop();
-                let lines = self.random.below(3);
-                self.write(lines);
-                if self.shape != Shape::Link && self.random.below(2) == 0 {
-                    self.rotate();
-                    let lines = self.random.below(3);
-                    self.write(lines);
-                }
-                self.start();
-            }
-            _ => self.write(1),
-        }
-    }
-
-    fn check(mut self, seed: u64) {
-        for _ in 0..24 {
-            self.step();
-        }
-        self.end();
-        for _ in 0..3 {
-            self.poll();
-            self.now += Duration::from_secs(31);
-        }
-        self.stop();
-        let sorted = |lines: &[String]| {
-            let mut lines = lines.to_vec();
-            lines.sort();
-            lines
-        };
-        let (expected, got) = (sorted(&self.expected), sorted(&self.got));
-        if expected != got {
-            let lost: Vec<_> = expected.iter().filter(|line| !got.contains(line)).collect();
-            let strange: Vec<_> = got.iter().filter(|line| !expected.contains(line)).collect();
-            panic!(
-                "{:?} seed {seed}: {} written, {} read, lost {lost:?}, strange {strange:?}, actions {}",
-                self.shape,
-                expected.len(),
-                got.len(),
-                self.story.join(" ")
-            );
-        }
-    }
-}
-
-#[test]
-fn no_sequence_of_actions_loses_doubles_or_cuts_a_line() {
-    // Mostly waiting: the kernel takes some milliseconds to take down an inotify instance.
-    const WORKERS: u64 = 32;
-    let seeds = std::env::var("TAIL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(500);
-    std::thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            scope.spawn(move || {
-                for seed in (1..=seeds).filter(|seed| seed % WORKERS == worker) {
-                    for shape in [Shape::Chain, Shape::Dated, Shape::Pattern, Shape::Link] {
-                        World::new(shape, seed).check(seed);
-                    }
-                }
-            });
-        }
-    });
 }
 
 #[test]

@@ -80,6 +80,9 @@ impl Agent {
     /// everything the engine said is carried out.
     pub(super) fn keep_in_time(&mut self) {
         let instant = Instant::now();
+        if self.files.take_opened() {
+            return self.keep();
+        }
         match self.keeping.due {
             Some(due) if due <= instant => self.keep(),
             None if self.engine.has_news() && self.degraded.store.is_none() => {

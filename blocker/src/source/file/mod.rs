@@ -205,6 +205,12 @@ impl FileSource {
         self.places.values().flat_map(Place::positions).collect()
     }
 
+    /// Whether a file was opened since the last call. Where its name is changed before its position is kept, nobody finds
+    /// it again after a restart.
+    pub fn take_opened(&mut self) -> bool {
+        self.places.values_mut().fold(false, |any, place| std::mem::take(&mut place.opened) | any)
+    }
+
     /// What is read, and what is in the way.
     pub fn status(&self) -> Vec<FileStatus> {
         let mut all = Vec::new();

@@ -108,6 +108,8 @@ pub(crate) struct Place {
     /// Why the pattern's directory cannot be listed.
     pub(crate) trouble: String,
     pub(crate) files_over_limit: u64,
+    /// A file was opened that was not read before.
+    pub(crate) opened: bool,
     /// Taken at the first look.
     stored: Option<Vec<Position>>,
     resumed: bool,
@@ -130,6 +132,7 @@ impl Place {
             unwatched: false,
             trouble: String::new(),
             files_over_limit: 0,
+            opened: false,
             resumed: !stored.is_empty(),
             stored: Some(stored),
             departed: VecDeque::new(),
@@ -223,12 +226,25 @@ impl Place {
         self.watch_directories(watch);
         let first = self.stored.is_some();
         for position in self.stored.take().unwrap_or_default() {
-            match self.find(&position).and_then(|file| Tail::resume(file, &position).ok()) {
-                Some(mut tail) if !position.departed => {
-                    tail.retire_at = Some(now + drain_time);
-                    self.slots.entry(PathBuf::from(&position.path)).or_default().tails.push(tail);
+            match self.find(&position) {
+                Found::File(file) if !position.departed => {
+                    if let Ok(mut tail) = Tail::resume(file, &position) {
+                        tail.retire_at = Some(now + drain_time);
+                        self.slots.entry(PathBuf::from(&position.path)).or_default().tails.push(tail);
+                        continue;
+                    }
+                    self.depart(position);
                 }
-                _ => self.depart(position),
+                // It may be opened yet, under whatever name it has then.
+                Found::Denied => self.remember(position),
+                found => {
+                    if matches!(found, Found::Rewritten) && !position.departed {
+                        // What was added before it was emptied or rewritten is gone.
+                        let path = PathBuf::from(&position.path);
+                        self.slots.entry(path).or_default().closed.truncated += 1;
+                    }
+                    self.depart(position);
+                }
             }
         }
         for (origin, path) in self.moved.clone() {
@@ -276,24 +292,33 @@ impl Place {
     }
 
     /// Finds the file of a stored position, under its own name or another in the same directories.
-    fn find(&self, position: &Position) -> Option<File> {
-        let is_it = |path: &Path| {
+    fn find(&self, position: &Position) -> Found {
+        let look = |path: &Path| {
             let (id, _) = open::identify(path).ok()?;
-            let file = (id == (position.dev, position.inode)).then(|| open::open(path).ok()).flatten()?;
-            position.fits(&file).ok()?.then_some(file)
+            if id != (position.dev, position.inode) {
+                return None;
+            }
+            let Ok(file) = open::open(path) else { return Some(Found::Denied) };
+            Some(if position.fits(&file).unwrap_or(false) { Found::File(file) } else { Found::Rewritten })
         };
+        if let Some(found) = look(Path::new(&position.path)) {
+            return found;
+        }
         let directories: BTreeSet<&Path> =
             self.wanted.iter().map(|(directory, _)| directory.as_path()).collect();
-        is_it(Path::new(&position.path)).or_else(|| {
-            directories.into_iter().find_map(|directory| {
-                fs::read_dir(directory)
-                    .ok()?
-                    .take(ENTRIES_MAX)
-                    .flatten()
-                    .filter(|entry| entry.ino() == position.inode)
-                    .find_map(|entry| is_it(&entry.path()))
-            })
-        })
+        let elsewhere = directories.into_iter().find_map(|directory| {
+            fs::read_dir(directory)
+                .ok()?
+                .take(ENTRIES_MAX)
+                .flatten()
+                .filter(|entry| entry.ino() == position.inode && position.may_be(&entry.file_name()))
+                .find_map(|entry| look(&entry.path()))
+        });
+        match elsewhere {
+            // Some other file that has the inode now.
+            Some(Found::Rewritten) | None => Found::Nowhere,
+            Some(found) => found,
+        }
     }
 
     /// Opens a file that left our name before it was opened.
@@ -311,6 +336,7 @@ impl Place {
             slot.retire(now, drain_time);
             slot.rotated += 1;
             slot.tails.push(tail);
+            self.opened = true;
         }
     }
 
@@ -388,13 +414,15 @@ impl Place {
             Err(trouble) => {
                 let slot = self.slots.entry(path.to_owned()).or_default();
                 slot.trouble = trouble;
-                slot.blocked = if first { Some((id, size)) } else { blocked };
+                // Of a place that was read before, a file that nobody knows is new, and read whole.
+                slot.blocked = if first && !self.resumed { Some((id, size)) } else { blocked };
             }
         }
     }
 
     fn install(&mut self, path: &Path, mut tail: Tail, after: Option<Identity>) {
         tail.after = after;
+        self.opened = true;
         if let Ok((id, _)) = open::identify(path)
             && id != tail.id
         {
@@ -473,12 +501,27 @@ impl Place {
     /// Remembers how far a file was read, should its name come back.
     fn depart(&mut self, mut position: Position) {
         position.departed = true;
+        self.remember(position);
+    }
+
+    fn remember(&mut self, position: Position) {
         self.departed.retain(|known| known.key() != position.key());
         if self.departed.len() >= DEPARTED_MAX {
             self.departed.pop_front();
         }
         self.departed.push_back(position);
     }
+}
+
+/// What became of a stored position's file.
+#[derive(Debug)]
+enum Found {
+    File(File),
+    /// It is there and cannot be opened.
+    Denied,
+    /// It is there under its name, and does not hold what was read of it.
+    Rewritten,
+    Nowhere,
 }
 
 /// What became of an inode's tail.

@@ -1,15 +1,17 @@
 //! How far a file was read, in a form that outlives the process.
 //!
 //! A position names the inode, not only the path: after a rotation the path means another file. Inode numbers are
-//! reused, so two short hashes of what was read say whether it is still the same file. It knows nothing of how
+//! reused, so the time it was made and two short hashes of what was read say whether it is still the same file. It knows nothing of how
 //! positions are stored.
 #![forbid(unsafe_code)]
 
 use std::{
-    fs::File,
+    ffi::OsStr,
+    fs::{File, Metadata},
     io,
     os::unix::{ffi::OsStrExt, fs::FileExt},
     path::Path,
+    time::UNIX_EPOCH,
 };
 
 use serde::{Deserialize, Serialize};
@@ -76,6 +78,9 @@ pub struct Position {
     pub dev: u64,
     /// The inode number.
     pub inode: u64,
+    /// When the file was made, in nanoseconds since the epoch; 0 where the file system does not say.
+    #[serde(default)]
+    pub born: u64,
     /// Bytes handed out: the start of the first line that was not.
     pub offset: u64,
     /// The line at the offset is the rest of one that was too long.
@@ -96,15 +101,31 @@ impl Position {
         format!("{}#{}:{}", self.path, self.dev, self.inode)
     }
 
+    /// Whether a file with this other name may be the one, if its inode is. Where the file system does not say when a
+    /// file was made, nothing is known of one that was empty but its inode, which any file may have by now: then only a
+    /// name that a rotation makes will do.
+    pub(crate) fn may_be(&self, name: &OsStr) -> bool {
+        let ours = Path::new(&self.path).file_name().unwrap_or_default();
+        self.born > 0 || self.head.bytes > 0 || name.as_bytes().starts_with(ours.as_bytes())
+    }
+
     /// Whether an open file is the one, still holding what was read of it.
     pub(crate) fn fits(&self, file: &File) -> io::Result<bool> {
-        if u64::from(self.before.bytes) > self.offset {
+        let metadata = file.metadata()?;
+        let born = born(&metadata);
+        if u64::from(self.before.bytes) > self.offset || (self.born > 0 && born > 0 && self.born != born) {
             return Ok(false);
         }
-        Ok(file.metadata()?.len() >= self.offset
+        Ok(metadata.len() >= self.offset
             && self.head.holds(file, 0)?
             && self.before.holds(file, self.offset - u64::from(self.before.bytes))?)
     }
+}
+
+/// When a file was made, as [`Position::born`] has it.
+pub(crate) fn born(metadata: &Metadata) -> u64 {
+    let since = metadata.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or(0)
 }
 
 /// A path as positions write it.

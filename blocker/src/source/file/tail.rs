@@ -15,7 +15,7 @@ use std::{
 use memchr::{memchr, memrchr};
 use rustix::fs::SeekFrom;
 
-use super::position::{BEFORE_BYTES, HEAD_BYTES, Mark, Position, read_full};
+use super::position::{BEFORE_BYTES, HEAD_BYTES, Mark, Position, born, read_full};
 use crate::engine::Reading;
 
 /// The longest line handed out, without its newline; a longer one is skipped and counted. Syslog's own limits are far
@@ -57,6 +57,8 @@ pub(crate) type Deliver<'a> = &'a mut dyn FnMut(Reading, &[u8]);
 pub(crate) struct Tail {
     file: File,
     pub(crate) id: Identity,
+    /// When it was made, as far as that is known.
+    born: u64,
     /// The start of the first line not handed out.
     offset: u64,
     /// Where the file ended at the last look, at least `offset`.
@@ -85,6 +87,7 @@ impl Tail {
         let metadata = file.metadata()?;
         let mut tail = Self {
             id: (metadata.dev(), metadata.ino()),
+            born: born(&metadata),
             file,
             offset,
             seen: offset,
@@ -156,6 +159,7 @@ impl Tail {
             path,
             dev: self.id.0,
             inode: self.id.1,
+            born: self.born,
             offset: self.offset,
             skipping: self.skipping,
             departed,
