@@ -101,11 +101,7 @@ fn date_at(bytes: &[u8], start: usize) -> Option<Found> {
     } else {
         return None;
     };
-    // What goes on with a digit or letter was something else.
-    if cursor.peek().is_some_and(|b| b.is_ascii_alphanumeric()) {
-        return None;
-    }
-    Some(Found { span: start..cursor.at, date })
+    cursor.at_border().then(|| Found { span: start..cursor.at, date })
 }
 
 /// `2026-11-24 02:47:40`, with `/` for `-`, `T` for the space, a fraction, a zone.
@@ -168,10 +164,7 @@ fn named(c: &mut Cursor<'_>) -> Option<Date> {
     let time = c.time_of_day()?;
     if weekday && year.is_none() {
         let end = c.at;
-        year = c
-            .byte(b' ')
-            .and_then(|_| c.number(4, 4))
-            .filter(|_| !c.peek().is_some_and(|b| b.is_ascii_digit()));
+        year = c.byte(b' ').and_then(|_| c.number(4, 4)).filter(|_| c.at_border());
         if year.is_none() {
             c.at = end;
         }
@@ -249,6 +242,21 @@ impl Cursor<'_> {
         Some(byte)
     }
 
+    /// Whether a word can end here. What goes on was something else than a date; and cut off from its beginning, the
+    /// rest of `1732416460::4` would be an address that nobody wrote.
+    fn at_border(&self) -> bool {
+        // A byte that is no ASCII belongs to a letter, for all that is known here.
+        let in_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii();
+        match self.peek() {
+            None => true,
+            Some(b'.' | b':' | b'-') => !self
+                .bytes
+                .get(self.at + 1)
+                .is_some_and(|next| in_word(*next) || matches!(next, b'.' | b':' | b'-')),
+            Some(byte) => !in_word(byte),
+        }
+    }
+
     /// At least `min` and at most `max` digits.
     fn number(&mut self, min: usize, max: usize) -> Option<i64> {
         let mut number = 0;
@@ -300,7 +308,7 @@ impl Cursor<'_> {
     fn zone(&mut self) -> Option<i64> {
         let start = self.at;
         if self.byte(b'Z').is_some() {
-            if self.peek().is_some_and(|b| b.is_ascii_alphanumeric()) {
+            if !self.at_border() {
                 self.at = start;
                 return None;
             }
@@ -311,9 +319,12 @@ impl Cursor<'_> {
             let hours = self.number(2, 2)?;
             let _ = self.byte(b':');
             let minutes = self.number(2, 2)?;
-            let end = !self.peek().is_some_and(|b| b.is_ascii_alphanumeric());
             let secs = hours * 3600 + minutes * 60;
-            (end && hours <= 14 && minutes < 60).then_some(if sign == b'-' { -secs } else { secs })
+            (self.at_border() && hours <= 14 && minutes < 60).then_some(if sign == b'-' {
+                -secs
+            } else {
+                secs
+            })
         });
         if offset.is_none() {
             self.at = start;
@@ -398,6 +409,43 @@ mod tests {
             "Növ 24 02:47:40",
         ] {
             assert_eq!(find(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_cut_leaves_begins_no_token_that_the_line_does_not_have() {
+        // Each ends in an address, or a part of one, that is part of a longer word in the line.
+        for line in [
+            "2333333333::4+:651 1\0\0\u{6}by 999.8:0",
+            "1732416460::4",
+            "1732416460:198.51.100.1",
+            "1732416460.9.198.51.100.1",
+            "1732416460-198.51.100.1",
+            "1732416460_198.51.100.1",
+            "1732416460é198.51.100.1",
+            "<38>1732416460:db8::1",
+            "2026-11-24 02:47:40::1",
+            "2026-11-24T02:47:40Z:198.51.100.1",
+            "2026/11/24 02:47:40.1.198.51.100.1",
+            "24/Nov/2026:02:47:40:db8::1",
+            "24-Nov-2026 02:47:40.123-198.51.100.1",
+            "20261124-02:47:40::1",
+            "Nov 24 02:47:40:198.51.100.1",
+            "Nov 24 2026 02:47:40.1::1",
+        ] {
+            assert_eq!(find(line), None, "{line}");
+        }
+        // An optional part that would end so is no part of the date.
+        for (line, rest) in [
+            ("Tue Nov 24 02:47:40 2001:db8::1 x", " 2001:db8::1 x"),
+            ("Nov 24 02:47:40 -0500:db8::1 x", " -0500:db8::1 x"),
+            ("Nov 24 02:47:40: host x", ": host x"),
+            ("2026-11-24 02:47:40 - x", " - x"),
+            ("1732416460: x", ": x"),
+            ("1732416460 ::4", " ::4"),
+        ] {
+            let found = find(line).unwrap_or_else(|| panic!("no date in {line}"));
+            assert_eq!(format!("{}{}", &line[..found.span.start], &line[found.span.end..]), rest);
         }
     }
 
