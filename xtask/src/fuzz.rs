@@ -3,7 +3,14 @@
 //! The targets are a package of their own in `tests/fuzz`, built with coverage by `cargo-fuzz`, which setup installs
 //! into `target/tools`. What they start from is kept in `tests/corpus/fuzz`; what they find goes to `target/fuzz`.
 
-use std::{fs, num::NonZero, process::Command, thread};
+use std::{
+    fs,
+    num::NonZero,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -62,28 +69,69 @@ impl Target {
 pub fn run(target: Option<Target>, seconds: u64) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Fuzzer])?;
     let targets = target.map_or(Target::FUZZED.to_vec(), |target| vec![target]);
-    let mut build = cargo_fuzz("build");
-    build.args(target.map(Target::name));
-    let status = build.status().with_context(|| format!("start {}", shown(&build)))?;
-    if !status.success() {
-        bail!("{}: {status}", shown(&build));
-    }
+    let began = Instant::now();
+    let binaries = build(target)?;
+    let built = began.elapsed();
     // Each runs on one core.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut broken = Vec::new();
     for at_once in targets.chunks(cores) {
         let runs: Vec<Result<()>> = thread::scope(|scope| {
-            let running: Vec<_> =
-                at_once.iter().map(|target| scope.spawn(|| fuzz(target.name(), seconds))).collect();
+            let running: Vec<_> = at_once
+                .iter()
+                .map(|target| scope.spawn(|| fuzz(&binaries, target.name(), seconds)))
+                .collect();
             let ended = running.into_iter().map(|run| run.join());
             ended.map(|run| run.unwrap_or_else(|_| Err(anyhow!("a run panicked")))).collect()
         });
-        runs.into_iter().collect::<Result<()>>()?;
+        // One that breaks hides nothing of the others.
+        broken.extend(runs.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")));
+    }
+    println!(
+        "fuzz: {} targets, {} broken; built in {} s, ran {} s",
+        targets.len(),
+        broken.len(),
+        built.as_secs(),
+        (began.elapsed() - built).as_secs()
+    );
+    if !broken.is_empty() {
+        bail!("{}", broken.join("\n"));
     }
     Ok(())
 }
 
-fn fuzz(name: &str, seconds: u64) -> Result<()> {
-    println!("\n== {name}, {seconds} s");
+/// Builds one target or all; says where they are. They are started from there: `cargo fuzz run` would look at the
+/// sources for each of them once more.
+fn build(target: Option<Target>) -> Result<PathBuf> {
+    let host = host()?;
+    let mut command = Command::new(setup::cargo_fuzz());
+    // A nightly compiler takes the flags for coverage, and a stable one that is told to.
+    command.arg("build").current_dir(workspace()).env("RUSTC_BOOTSTRAP", "1");
+    // Nearly all of it is safe Rust: a sanitizer would cost more than it finds.
+    command.args(["--fuzz-dir", "tests/fuzz", "--sanitizer", "none", "--target-dir", "target/fuzz"]);
+    command.args(["--target", &host]).args(target.map(Target::name));
+    // What one source file compiles to for a fuzzer is of no use to the other builds.
+    command.env_remove("CARGO_TARGET_DIR");
+    let status = command.status().with_context(|| format!("start {}", shown(&command)))?;
+    if !status.success() {
+        bail!("{}: {status}", shown(&command));
+    }
+    Ok(workspace().join("target/fuzz").join(host).join("release"))
+}
+
+/// What the compiler builds for when nobody says.
+fn host() -> Result<String> {
+    let mut command = Command::new("rustc");
+    command.args(["--print", "host-tuple"]).current_dir(workspace());
+    let output = command.output().with_context(|| format!("start {}", shown(&command)))?;
+    if !output.status.success() {
+        bail!("{}: {}", shown(&command), output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn fuzz(binaries: &Path, name: &str, seconds: u64) -> Result<()> {
+    println!("== {name}, {seconds} s");
     let found = workspace().join("target/fuzz").join(name);
     let kept = workspace().join("tests/corpus/fuzz").join(name);
     let broken = found.join("broken");
@@ -91,8 +139,8 @@ fn fuzz(name: &str, seconds: u64) -> Result<()> {
     for folder in [&broken, &corpus] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    let mut command = cargo_fuzz("run");
-    command.arg(name).args([&corpus, &kept]).arg("--");
+    let mut command = Command::new(binaries.join(name));
+    command.args([&corpus, &kept]).current_dir(workspace());
     command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={INPUT_BYTES_MAX}"));
     command.arg(format!("-timeout={INPUT_SECONDS_MAX}")).arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"));
     command.arg(format!("-artifact_prefix={}/", broken.display()));
@@ -102,17 +150,6 @@ fn fuzz(name: &str, seconds: u64) -> Result<()> {
         bail!("the target {name}: {status}; the input that broke it is in {}", broken.display());
     }
     Ok(())
-}
-
-/// cargo-fuzz, with a compiler that takes the flags for coverage: a nightly one, or a stable one told to.
-fn cargo_fuzz(verb: &str) -> Command {
-    let mut command = Command::new(setup::cargo_fuzz());
-    command.arg(verb).current_dir(workspace()).env("RUSTC_BOOTSTRAP", "1");
-    // Nearly all of it is safe Rust: a sanitizer would cost more than it finds.
-    command.args(["--fuzz-dir", "tests/fuzz", "--sanitizer", "none", "--target-dir", "target/fuzz"]);
-    // What one source file compiles to for a fuzzer is of no use to the other builds.
-    command.env_remove("CARGO_TARGET_DIR");
-    command
 }
 
 /// Tries `count` mutants on all cores.
