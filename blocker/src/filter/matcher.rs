@@ -14,7 +14,7 @@ use super::{
     Filter, Rules, Verdict,
     date::{self, Clock},
     imported::{Failure, Losses, State},
-    prefilter::{Candidates, Hit, Prefilter},
+    prefilter::{Candidates, Prefilter},
     regexp::LONG_BYTES,
 };
 use crate::time::Timestamp;
@@ -210,22 +210,23 @@ impl SourceMatcher {
         if self.filters.is_empty() {
             return;
         }
-        let mut at = 0;
-        while let Some(rest) = block.get(at..).filter(|rest| !rest.is_empty()) {
-            let found = if self.prefilter.every_line { None } else { self.prefilter.find(rest) };
-            let hit = match found {
+        let (mut start, mut hit) = (0, self.prefilter.find(block, 0));
+        while start < block.len() {
+            let within = match hit {
+                _ if self.prefilter.every_line => start,
                 Some(hit) => hit.start,
-                None if self.prefilter.every_line => 0,
                 None => return,
             };
-            let start = memchr::memrchr(b'\n', &rest[..hit]).map_or(0, |newline| newline + 1);
-            let end = memchr::memchr(b'\n', &rest[hit..]).map_or(rest.len(), |newline| hit + newline);
-            self.offer(&rest[start..end], found.map(|hit| hit.within(start)), clock, &mut each);
-            at += end + 1;
+            start =
+                memchr::memrchr(b'\n', &block[start..within]).map_or(start, |newline| start + newline + 1);
+            let end = memchr::memchr(b'\n', &block[within..]).map_or(block.len(), |newline| within + newline);
+            hit = self.prefilter.candidates(block, hit, end, &mut self.candidates);
+            self.offer(&block[start..end], clock, &mut each);
+            start = end + 1;
         }
     }
 
-    fn offer(&mut self, line: &[u8], first: Option<Hit>, clock: Clock, each: &mut impl FnMut(&mut Line<'_>)) {
+    fn offer(&mut self, line: &[u8], clock: Clock, each: &mut impl FnMut(&mut Line<'_>)) {
         if line.len() > LINE_BYTES_MAX {
             self.too_long += 1;
             return;
@@ -236,7 +237,6 @@ impl SourceMatcher {
             Ok(text) => Cow::Borrowed(text),
             Err(_) => String::from_utf8_lossy(line),
         };
-        self.prefilter.candidates(line, first, &mut self.candidates);
         let found = if self.any_native { date::find(&whole) } else { None };
         let text = match &found {
             None => &*whole,

@@ -5,11 +5,15 @@
 //! says which patterns are worth trying: usually one of hundreds.
 #![forbid(unsafe_code)]
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind, StartKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Span, StartKind, packed};
 use memchr::memmem::Finder;
 
 /// Up to so many needles are searched for with vector instructions; more need an automaton that looks at each byte.
 const VECTOR_NEEDLES_MAX: usize = 64;
+/// The vector search looks at so many bytes of a needle's beginning, and at the rest only where they are there.
+const BEGINNING_BYTES: usize = 4;
+/// Bytes in the order in which logs are full of them; those that are not here are rarer.
+const COMMON: &[u8] = b" 0123456789e:.ratonisdcl-pu/h[]mfg,bw=\"vk_(y;T";
 /// Needles looked at in one line; in a line with more, every pattern is tried.
 const HITS_MAX: usize = 64;
 
@@ -48,15 +52,7 @@ impl Candidates {
 pub(super) struct Hit {
     /// Where it begins.
     pub(super) start: usize,
-    end: usize,
     needle: usize,
-}
-
-impl Hit {
-    /// The same place, counted from `start` on.
-    pub(super) fn within(self, start: usize) -> Self {
-        Self { start: self.start - start, end: self.end - start, ..self }
-    }
 }
 
 /// Finds candidates for a list of patterns.
@@ -77,24 +73,17 @@ pub(super) struct Prefilter {
 enum Search {
     Nothing,
     One(Box<Finder<'static>>),
-    /// Reports needles that do not overlap.
-    Vector(AhoCorasick),
-    /// Reports every needle.
+    Vector(packed::Searcher),
     Automaton(AhoCorasick),
 }
 
 impl Prefilter {
     /// For patterns numbered in this order.
     pub(super) fn new(patterns: &[Required]) -> Self {
-        let mut needles: Vec<&[u8]> = patterns.iter().flatten().flatten().map(Vec::as_slice).collect();
-        needles.sort_unstable_by_key(|needle| (needle.len(), *needle));
-        needles.dedup();
-        // A line that holds the longer one holds the shorter.
-        let mut least: Vec<&[u8]> = Vec::new();
-        for needle in needles {
-            if !least.iter().any(|shorter| contains(needle, shorter)) {
-                least.push(needle);
-            }
+        let literals: Vec<&[u8]> = patterns.iter().flatten().flatten().map(Vec::as_slice).collect();
+        let mut least = least_of(literals.clone());
+        if least.len() <= VECTOR_NEEDLES_MAX {
+            least = least_of(literals.into_iter().map(from_rarest).collect());
         }
         let search = search_for(&least);
         let mut prefilter = Self {
@@ -119,53 +108,58 @@ impl Prefilter {
                 }
             }
         }
-        if matches!(prefilter.search, Search::Vector(_)) {
-            // A needle that begins inside another one is not reported.
-            let own = prefilter.by_needle.clone();
-            for (candidates, needle) in prefilter.by_needle.iter_mut().zip(&least) {
-                for (hidden, other) in own.iter().zip(&least) {
-                    if (1..needle.len()).any(|at| other.starts_with(&needle[at..])) {
-                        candidates.add(hidden);
-                    }
-                }
-            }
-        }
         prefilter
     }
 
-    /// The first needle in `block`.
-    pub(super) fn find(&self, block: &[u8]) -> Option<Hit> {
-        match &self.search {
-            Search::Nothing => None,
+    /// The first needle in `block` that begins at `at` or later.
+    pub(super) fn find(&self, block: &[u8], at: usize) -> Option<Hit> {
+        let found = match &self.search {
+            Search::Nothing => return None,
             Search::One(finder) => {
-                finder.find(block).map(|start| Hit { start, end: start + finder.needle().len(), needle: 0 })
+                let start = at + finder.find(block.get(at..)?)?;
+                return Some(Hit { start, needle: 0 });
             }
-            Search::Vector(search) | Search::Automaton(search) => search.find(block).map(|found| Hit {
-                start: found.start(),
-                end: found.end(),
-                needle: found.pattern().as_usize(),
-            }),
-        }
+            Search::Vector(search) => search.find_in(block, Span::from(at.min(block.len())..block.len()))?,
+            Search::Automaton(search) => {
+                let rest = search.find(block.get(at..)?)?;
+                return Some(Hit { start: at + rest.start(), needle: rest.pattern().as_usize() });
+            }
+        };
+        Some(Hit { start: found.start(), needle: found.pattern().as_usize() })
     }
 
-    /// The patterns worth trying in `line`, whose first needle is `first` if that is known.
-    pub(super) fn candidates(&self, line: &[u8], first: Option<Hit>, found: &mut Candidates) {
+    /// The patterns worth trying in the line that ends at `end` of `block`, where `first` is the first needle from its
+    /// beginning on, if there is one. Returns the first needle behind the line.
+    pub(super) fn candidates(
+        &self,
+        block: &[u8],
+        first: Option<Hit>,
+        end: usize,
+        found: &mut Candidates,
+    ) -> Option<Hit> {
         found.become_like(&self.always);
-        let Some(first) = first.or_else(|| self.find(line)) else { return };
+        let first = first?;
+        if first.start >= end {
+            return Some(first);
+        }
         found.add(&self.by_needle[first.needle]);
         match &self.search {
             Search::Nothing | Search::One(_) => {}
-            Search::Vector(search) => {
-                let mut at = first.end;
+            Search::Vector(_) => {
+                let mut at = first.start + 1;
                 for _ in 0..HITS_MAX {
-                    let Some(hit) = line.get(at..).and_then(|rest| search.find(rest)) else { return };
-                    found.add(&self.by_needle[hit.pattern().as_usize()]);
-                    at += hit.end();
+                    // The next one may begin inside this one, and none holds a line break.
+                    let hit = self.find(block, at)?;
+                    if hit.start >= end {
+                        return Some(hit);
+                    }
+                    found.add(&self.by_needle[hit.needle]);
+                    at = hit.start + 1;
                 }
                 found.become_like(&self.all);
             }
             Search::Automaton(search) => {
-                let rest = line.get(first.start..).unwrap_or_default();
+                let rest = block.get(first.start..end).unwrap_or_default();
                 let mut hits = search.find_overlapping_iter(rest);
                 for hit in hits.by_ref().take(HITS_MAX) {
                     found.add(&self.by_needle[hit.pattern().as_usize()]);
@@ -175,27 +169,48 @@ impl Prefilter {
                 }
             }
         }
+        self.find(block, end)
     }
+}
+
+/// The end of `literal`, at least half of it, that begins with its rarest bytes: a needle whose beginning is everywhere
+/// is looked at everywhere.
+fn from_rarest(literal: &[u8]) -> &[u8] {
+    let rarity = |byte: &u8| COMMON.iter().position(|common| common == byte).unwrap_or(2 * COMMON.len());
+    let beginnings = literal.windows(BEGINNING_BYTES).enumerate().take(literal.len() / 2 + 1);
+    // The first of several leaves the longest needle.
+    let rarest = beginnings
+        .max_by_key(|(at, bytes)| (bytes.iter().map(rarity).sum::<usize>(), std::cmp::Reverse(*at)));
+    rarest.map_or(literal, |(at, _)| &literal[at..])
+}
+
+/// Those that hold no other: a line that holds the longer one holds the shorter.
+fn least_of(mut needles: Vec<&[u8]>) -> Vec<&[u8]> {
+    needles.sort_unstable_by_key(|needle| (needle.len(), *needle));
+    needles.dedup();
+    let mut least: Vec<&[u8]> = Vec::new();
+    for needle in needles {
+        if !least.iter().any(|shorter| contains(needle, shorter)) {
+            least.push(needle);
+        }
+    }
+    least
 }
 
 fn search_for(needles: &[&[u8]]) -> Search {
     let mut builder = AhoCorasick::builder();
     builder.start_kind(StartKind::Unanchored);
     let built = match needles {
-        [] => None,
+        [] => return Search::Nothing,
         [only] => return Search::One(Box::new(Finder::new(only).into_owned())),
-        _ if needles.len() <= VECTOR_NEEDLES_MAX => {
-            // The default match kind has no vectorised search.
-            builder.match_kind(MatchKind::LeftmostFirst).build(needles).ok().map(Search::Vector)
-        }
-        _ => builder
-            .kind(Some(AhoCorasickKind::DFA))
-            .prefilter(false)
-            .build(needles)
-            .ok()
-            .map(Search::Automaton),
+        _ if needles.len() <= VECTOR_NEEDLES_MAX => packed::Searcher::new(needles).map(Search::Vector),
+        _ => None,
     };
-    built.unwrap_or(Search::Nothing)
+    // Also where the processor has no vector instructions for it.
+    let automaton = || {
+        builder.kind(Some(AhoCorasickKind::DFA)).prefilter(false).build(needles).ok().map(Search::Automaton)
+    };
+    built.or_else(automaton).unwrap_or(Search::Nothing)
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -230,7 +245,8 @@ mod tests {
         ] {
             let prefilter = Prefilter::new(&patterns);
             let mut found = Candidates::default();
-            prefilter.candidates(line.as_bytes(), None, &mut found);
+            let first = prefilter.find(line.as_bytes(), 0);
+            prefilter.candidates(line.as_bytes(), first, line.len(), &mut found);
             let found: Vec<usize> = (0..patterns.len()).filter(|pattern| found.has(*pattern)).collect();
             assert_eq!(found, wanted, "{line}");
         }
@@ -238,9 +254,30 @@ mod tests {
         assert!(!Prefilter::new(&patterns[..3]).every_line);
     }
 
+    #[test]
+    fn a_needle_begins_where_its_literal_is_rare() {
+        for (literal, needle) in [
+            (", client: unix:, server: ", "ix:, server: "),
+            ("Failed ", "Failed "),
+            ("from X", "om X"),
+            ("e e", "e e"),
+        ] {
+            assert_eq!(from_rarest(literal.as_bytes()), needle.as_bytes(), "{literal}");
+        }
+        // Both are looked for, though the second begins inside the first.
+        let patterns = [literals(&["abcX"]), literals(&["cXd"])];
+        let prefilter = Prefilter::new(&patterns);
+        let mut found = Candidates::default();
+        let first = prefilter.find(b"abcXd", 0);
+        assert!(prefilter.candidates(b"abcXd", first, 5, &mut found).is_none());
+        assert!(found.has(0) && found.has(1));
+    }
+
     /// Words that begin inside each other.
-    const WORDS: &[&str] =
-        &["ab", "bab", "abab", "ba", "bba", "aabb", "bbaa", "abb", "aab", "bbb", "aaa", "abba"];
+    const WORDS: &[&str] = &[
+        "ab", "bab", "abab", "ba", "bba", "aabb", "bbaa", "abb", "aab", "bbb", "aaa", "abba", "aaaabbbb",
+        "aababab",
+    ];
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
@@ -256,19 +293,22 @@ mod tests {
             }
             let prefilter = Prefilter::new(&patterns);
             let mut found = Candidates::default();
-            prefilter.candidates(line.as_bytes(), None, &mut found);
+            let first = prefilter.find(line.as_bytes(), 0);
+            prefilter.candidates(line.as_bytes(), first, line.len(), &mut found);
             let mut any = false;
             for (pattern, words) in chosen.iter().enumerate() {
                 let holds = words.iter().any(|word| line.contains(word));
                 any |= holds;
                 prop_assert!(found.has(pattern) || !holds, "{:?} in {:?}", words, line);
             }
-            prop_assert_eq!(any, prefilter.find(line.as_bytes()).is_some());
-            if let (Some(hit), false) = (prefilter.find(line.as_bytes()), many) {
-                let mut again = Candidates::default();
-                prefilter.candidates(line.as_bytes(), Some(hit), &mut again);
-                prop_assert_eq!(found, again);
-            }
+            prop_assert!(first.is_some() || !any);
+            // In a block the line's candidates are the same, and the search goes on behind it.
+            let block = format!("x\n{line}\nx ab abab\n");
+            let mut again = Candidates::default();
+            let (start, end) = (2, 2 + line.len());
+            let next = prefilter.candidates(block.as_bytes(), prefilter.find(block.as_bytes(), start), end, &mut again);
+            prop_assert_eq!(found, again);
+            prop_assert_eq!(next.map(|hit| hit.start), prefilter.find(block.as_bytes(), end).map(|hit| hit.start));
         }
     }
 }
