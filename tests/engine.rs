@@ -120,6 +120,31 @@ fn the_third_failure_bans_and_later_ones_do_not_ban_again() {
     assert!(over.contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9") })), "{over:?}");
 }
 
+/// Failures are counted several at once; nobody may see that.
+#[test]
+fn a_block_comes_to_what_its_lines_do_one_by_one() {
+    // More attackers than may be tracked, some of them nobody's or spared, in an order that repeats itself seldom.
+    let lines: Vec<String> = (0_u32..2_000)
+        .map(|n| match n * 7_919 % 31 {
+            address if address < 24 => format!("failed login from 203.0.113.{address}\n"),
+            24 => "failed login from -\n".to_owned(),
+            25 => "failed login from 127.0.0.1\n".to_owned(),
+            address => format!("failed login from 192.0.2.{}\n", 174 + address),
+        })
+        .collect();
+    let feed = |blocks: Vec<String>| {
+        let mut engine = engine(&["203.0.113.7"], &[]);
+        for block in blocks {
+            let lines = Input::Lines { source: SourceId(0), block: block.as_bytes(), reading: Reading::Live };
+            engine.handle(at(1), lines);
+        }
+        drain(&mut engine)
+    };
+    let (at_once, one_by_one) = (feed(vec![lines.concat()]), feed(lines));
+    assert!(one_by_one.len() > 2_000 && !banned(&one_by_one).is_empty());
+    assert_eq!(at_once, one_by_one);
+}
+
 #[test]
 fn ipv6_attackers_are_counted_and_banned_by_their_64() {
     let mut engine = engine(&[], &[]);

@@ -4,16 +4,15 @@
 //! in it.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::net::Prefix;
+use crate::net::{Lengths, Prefix};
 
 /// A set of prefixes, nested and overlapping ones included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrefixSet {
     prefixes: BTreeSet<Prefix>,
-    /// How many prefixes of each (family is IPv4, length), so that a lookup probes only lengths in use.
-    lengths: BTreeMap<(bool, u8), usize>,
+    lengths: Lengths,
 }
 
 impl PrefixSet {
@@ -21,7 +20,7 @@ impl PrefixSet {
     pub fn insert(&mut self, prefix: Prefix) -> bool {
         let new = self.prefixes.insert(prefix);
         if new {
-            *self.lengths.entry(key(prefix)).or_default() += 1;
+            self.lengths.add(prefix);
         }
         new
     }
@@ -29,22 +28,15 @@ impl PrefixSet {
     /// Removes exactly this prefix; false when it was not there.
     pub fn remove(&mut self, prefix: Prefix) -> bool {
         let was = self.prefixes.remove(&prefix);
-        if was && let Some(count) = self.lengths.get_mut(&key(prefix)) {
-            *count -= 1;
-            if *count == 0 {
-                self.lengths.remove(&key(prefix));
-            }
+        if was {
+            self.lengths.remove(prefix);
         }
         was
     }
 
     /// The widest entry that covers all of `prefix`.
     pub fn covering(&self, prefix: Prefix) -> Option<Prefix> {
-        let v4 = prefix.address().is_ipv4();
-        self.lengths
-            .range((v4, 0)..=(v4, prefix.length()))
-            .filter_map(|((_, length), _)| Prefix::new(prefix.address(), *length))
-            .find(|wider| self.prefixes.contains(wider))
+        self.lengths.covering(prefix).find(|wider| self.prefixes.contains(wider))
     }
 
     /// The first entry that lies inside `prefix`, itself included.
@@ -81,10 +73,6 @@ impl FromIterator<Prefix> for PrefixSet {
         }
         set
     }
-}
-
-fn key(prefix: Prefix) -> (bool, u8) {
-    (prefix.address().is_ipv4(), prefix.length())
 }
 
 #[cfg(test)]

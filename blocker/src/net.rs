@@ -128,7 +128,61 @@ impl Prefix {
             (v6(0xfe80, 0, 10), "link-local (fe80::/10)"),
             (v6(0xff00, 0, 8), "multicast (ff00::/8)"),
         ];
+        // All but the widest prefixes are told from these by their first byte.
+        let first = match self.address {
+            IpAddr::V4(v4) => v4.octets()[0],
+            IpAddr::V6(v6) => v6.octets()[0],
+        };
+        let suspicious = match self.address {
+            IpAddr::V4(_) => matches!(first, 0 | 127 | 169 | 224..),
+            IpAddr::V6(_) => matches!(first, 0 | 0xfe | 0xff),
+        };
+        if self.length >= 8 && !suspicious {
+            return None;
+        }
         NEVER.iter().find_map(|(range, why)| self.overlaps(*range).then_some(*why))
+    }
+}
+
+/// How many prefixes of each length a set holds: what covers an address is then looked for in few places, and in none
+/// where the set is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// Lengths in use and their counts, ascending.
+    v4: Vec<(u8, usize)>,
+    v6: Vec<(u8, usize)>,
+}
+
+impl Lengths {
+    /// A prefix has come.
+    pub fn add(&mut self, prefix: Prefix) {
+        let lengths = self.of_mut(prefix);
+        match lengths.binary_search_by_key(&prefix.length, |(length, _)| *length) {
+            Ok(at) => lengths[at].1 += 1,
+            Err(at) => lengths.insert(at, (prefix.length, 1)),
+        }
+    }
+
+    /// A prefix that was added has gone.
+    pub fn remove(&mut self, prefix: Prefix) {
+        let lengths = self.of_mut(prefix);
+        if let Ok(at) = lengths.binary_search_by_key(&prefix.length, |(length, _)| *length) {
+            lengths[at].1 -= 1;
+            if lengths[at].1 == 0 {
+                lengths.remove(at);
+            }
+        }
+    }
+
+    /// The prefixes that cover `prefix` and have a length in use, the widest first.
+    pub fn covering(&self, prefix: Prefix) -> impl DoubleEndedIterator<Item = Prefix> {
+        let lengths = if prefix.address.is_ipv4() { &self.v4 } else { &self.v6 };
+        let wide = lengths.iter().take_while(move |(length, _)| *length <= prefix.length).count();
+        lengths[..wide].iter().filter_map(move |(length, _)| Prefix::new(prefix.address, *length))
+    }
+
+    fn of_mut(&mut self, prefix: Prefix) -> &mut Vec<(u8, usize)> {
+        if prefix.address.is_ipv4() { &mut self.v4 } else { &mut self.v6 }
     }
 }
 

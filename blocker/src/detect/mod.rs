@@ -55,6 +55,15 @@ pub enum Count {
     Reached(u32),
 }
 
+/// A pair, and where it seemed to be when it was sought.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought {
+    jail: JailKey,
+    prefix: Prefix,
+    hash: u64,
+    place: Option<usize>,
+}
+
 /// The failures of every tracked pair.
 #[derive(Debug)]
 pub struct Windows {
@@ -111,18 +120,49 @@ impl Windows {
         maxretry: u32,
         findtime: Duration,
     ) -> Count {
+        self.count_sought(self.seek(jail, prefix), at, maxretry, findtime)
+    }
+
+    /// A pair that is to be counted by [`Self::count_sought`].
+    pub fn seek(&self, jail: JailKey, prefix: Prefix) -> Sought {
+        Sought { jail, prefix, hash: self.hash(jail, prefix), place: None }
+    }
+
+    /// Finds out where these pairs are, and reads all that counting them is going to read. Each is somewhere else, and
+    /// reads that do not wait for each other the processor does at once.
+    pub fn find_all(&self, pairs: &mut [Sought]) {
+        let sets = pairs.iter().flat_map(|sought| self.index.sets_of(sought.hash));
+        std::hint::black_box(sets.fold(0, |all, set| all ^ self.index.sets[set].tags[0]));
+        for sought in &mut *pairs {
+            let spot = self.index.tagged(sought.hash).next();
+            sought.place = spot.map(|spot| self.index.place(spot));
+        }
+        let found = pairs.iter().filter_map(|sought| self.pairs.get(sought.place?)?.as_ref());
+        std::hint::black_box(found.fold(0, |all, (jail, _, window)| all ^ jail.0 ^ window.newest()));
+    }
+
+    /// As [`Self::count`]; the pair may have come, gone or moved since it was sought.
+    pub fn count_sought(
+        &mut self,
+        sought: Sought,
+        at: Timestamp,
+        maxretry: u32,
+        findtime: Duration,
+    ) -> Count {
+        let Sought { jail, prefix, hash, place } = sought;
         if maxretry <= 1 {
             self.forget(jail, prefix);
             return Count::Reached(1);
         }
-        let hash = self.hash(jail, prefix);
-        if let Some(spot) = self.find(hash, jail, prefix)
-            && let Some((_, _, window)) = &mut self.pairs[self.index.place(spot)]
+        let is_it = |place: &usize| matches!(self.pairs.get(*place), Some(Some((j, p, _))) if *p == prefix && *j == jail);
+        let place = place.filter(is_it).or_else(|| Some(self.index.place(self.find(hash, jail, prefix)?)));
+        if let Some(place) = place
+            && let Some((_, _, window)) = &mut self.pairs[place]
         {
-            self.changed.mark(self.index.place(spot));
+            self.changed.mark(place);
             let count = window.add(at, findtime);
             if count >= maxretry {
-                self.remove(spot);
+                self.forget(jail, prefix);
                 return Count::Reached(count);
             }
             return Count::Below(count);
@@ -297,14 +337,22 @@ fn folded(a: u64, b: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// Where pairs are, by hash: sets of eight places, each pair in one of the two that its hash names. A set is one cache
-/// line.
+/// Where pairs are, by hash: sets of eight places, each pair in one of the two that its hash names.
 #[derive(Debug)]
 struct Index {
     /// How many pairs it is made for.
     pairs: usize,
-    /// A part of the hash above the place in [`Windows::pairs`]; 0 where there is no pair.
-    sets: Vec<[u64; WAYS]>,
+    sets: Vec<Set>,
+}
+
+/// Eight places, in one cache line.
+#[derive(Clone, Debug, Default)]
+#[repr(align(64))]
+struct Set {
+    /// A part of the hash; 0 where there is no pair.
+    tags: [u32; WAYS],
+    /// In [`Windows::pairs`].
+    places: [u32; WAYS],
 }
 
 /// A place in the index: which set, and which of its eight.
@@ -313,7 +361,7 @@ type Spot = (usize, usize);
 impl Index {
     /// Three quarters full when it holds `pairs`.
     fn new(pairs: usize) -> Self {
-        Self { pairs, sets: vec![[0; WAYS]; (pairs / 3 * 4 + 4).div_ceil(WAYS)] }
+        Self { pairs, sets: vec![Set::default(); (pairs / 3 * 4 + 4).div_ceil(WAYS)] }
     }
 
     fn sets_of(&self, hash: u64) -> [usize; 2] {
@@ -321,45 +369,68 @@ impl Index {
         [scaled(hash >> 32), scaled(hash & 0xFFFF_FFFF)]
     }
 
+    /// Where the hash's pair may be.
     fn tagged(&self, hash: u64) -> impl Iterator<Item = Spot> {
         let tag = tag(hash);
-        self.spots(hash).filter(move |(set, way)| self.sets[*set][*way] >> 32 == tag)
+        self.spots(hash, move |other| other == tag)
     }
 
+    /// The places of both sets that are taken.
     fn taken(&self, hash: u64) -> impl Iterator<Item = Spot> {
-        self.spots(hash).filter(|(set, way)| self.sets[*set][*way] != 0)
+        self.spots(hash, |tag| tag != 0)
     }
 
-    fn spots(&self, hash: u64) -> impl Iterator<Item = Spot> + use<> {
-        self.sets_of(hash).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)))
+    fn spots(&self, hash: u64, wanted: impl Fn(u32) -> bool) -> impl Iterator<Item = Spot> {
+        self.sets_of(hash).into_iter().flat_map(move |set| {
+            let mut ways = self.sets[set].ways(&wanted);
+            std::iter::from_fn(move || {
+                let way = ways.trailing_zeros() as usize;
+                ways &= ways.wrapping_sub(1);
+                (way < WAYS).then_some((set, way))
+            })
+        })
     }
 
     /// A free place in the emptier of the two sets.
     fn vacant(&self, hash: u64) -> Option<Spot> {
-        let free = |set: usize| self.sets[set].iter().filter(|entry| **entry == 0).count();
+        let free = |set: usize| self.sets[set].ways(|tag| tag == 0);
         let [first, second] = self.sets_of(hash);
-        let set = if free(second) > free(first) { second } else { first };
-        self.sets[set].iter().position(|entry| *entry == 0).map(|way| (set, way))
+        let set = if free(second).count_ones() > free(first).count_ones() { second } else { first };
+        let ways = free(set);
+        (ways != 0).then_some((set, ways.trailing_zeros() as usize))
     }
 
     fn place(&self, (set, way): Spot) -> usize {
-        (self.sets[set][way] & 0xFFFF_FFFF) as usize
+        self.sets[set].places[way] as usize
     }
 
     fn set(&mut self, (set, way): Spot, hash: u64, place: usize) {
-        self.sets[set][way] = tag(hash) << 32 | place as u64;
+        let set = &mut self.sets[set];
+        // No table has more than `PAIRS_MAX`.
+        (set.tags[way], set.places[way]) = (tag(hash), place as u32);
     }
 
     fn clear(&mut self, spot: Spot) -> usize {
         let place = self.place(spot);
-        self.sets[spot.0][spot.1] = 0;
+        self.sets[spot.0].tags[spot.1] = 0;
         place
     }
 }
 
+impl Set {
+    /// Those of its places whose tag is wanted, the first one the lowest bit; all are looked at at once.
+    fn ways(&self, wanted: impl Fn(u32) -> bool) -> u32 {
+        let mut ways = 0;
+        for (way, tag) in self.tags.iter().enumerate() {
+            ways |= u32::from(wanted(*tag)) << way;
+        }
+        ways
+    }
+}
+
 /// 32 bits, never 0. The sets took the bits as they are, so the tag takes a mixture.
-fn tag(hash: u64) -> u64 {
-    hash.wrapping_mul(0xA24B_AED4_963E_E407) >> 32 | 1
+fn tag(hash: u64) -> u32 {
+    (hash.wrapping_mul(0xA24B_AED4_963E_E407) >> 32) as u32 | 1
 }
 
 #[cfg(test)]

@@ -73,9 +73,19 @@ impl Window {
         sound.then_some(Self { latest, ages, counts, shift })
     }
 
+    /// Something at each end of it, for who only wants it read.
+    pub(super) fn newest(&self) -> u32 {
+        self.ages[0] ^ u32::from(self.counts[OLDER]) ^ self.latest.as_micros() as u32
+    }
+
     /// Adds a failure, forgets those `findtime` or more before the latest one, and says how many are left.
     pub(super) fn add(&mut self, at: Timestamp, findtime: Duration) -> u32 {
         let findtime = micros(findtime);
+        self.add_next(at, findtime).unwrap_or_else(|| self.add_any(at, findtime))
+    }
+
+    /// As [`Self::add`].
+    fn add_any(&mut self, at: Timestamp, findtime: u64) -> u32 {
         let mut groups = self.groups();
         // From here on in microseconds, so that a changed `findtime` needs no other care.
         let mut len = groups.iter().take_while(|(_, count)| *count > 0).count();
@@ -100,6 +110,39 @@ impl Window {
         }
         self.store(&groups[..len], findtime);
         self.counts.iter().map(|count| u32::from(*count)).sum()
+    }
+
+    /// As [`Self::add`] in the usual case: the failure is later than all before, and the unit is a microsecond, so that
+    /// ages only grow by the same. Without a branch for each of them. `None` in any other case.
+    fn add_next(&mut self, at: Timestamp, findtime: u64) -> Option<u32> {
+        let passed = at.as_micros().checked_sub(self.latest.as_micros()).filter(|passed| *passed > 0)?;
+        let findtime = u32::try_from(findtime).ok().filter(|_| self.shift == 0)?;
+        let passed = u32::try_from(passed).unwrap_or(u32::MAX);
+        let mut ages = [passed; OLDER + 1];
+        for (age, before) in ages[1..].iter_mut().zip(self.ages) {
+            *age = before.saturating_add(passed);
+        }
+        let mut counts = self.counts;
+        for (count, age) in counts.iter_mut().zip(ages) {
+            *count = if age < findtime { *count } else { 0 };
+        }
+        // Of nine, the two nearest to each other become one, as in `merge_nearest`; of fewer, the last place is free.
+        let mut gone = OLDER;
+        if counts[OLDER] > 0 {
+            let mut least = u32::MAX;
+            for (place, pair) in ages.windows(2).enumerate() {
+                let gap = pair[1] - pair[0];
+                (gone, least) = if gap < least { (place, gap) } else { (gone, least) };
+            }
+            counts[gone + 1] = counts[gone + 1].saturating_add(counts[gone]);
+        }
+        for place in 0..OLDER {
+            let from = place + usize::from(place >= gone);
+            self.ages[place] = ages[from];
+            self.counts[place + 1] = counts[from];
+        }
+        (self.latest, self.counts[0]) = (at, 1);
+        Some(self.counts.iter().map(|count| u32::from(*count)).sum())
     }
 
     /// Ages in microseconds with their counts, the latest first, and room for one more.
@@ -224,6 +267,30 @@ mod tests {
                 let findtime = if index > 30 { later } else { findtime };
                 let count = window.add(Timestamp::from_micros(*time), span(findtime));
                 prop_assert!(count >= 1 && count <= model(&times[..=index], findtime.max(later)));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #[test]
+        fn the_usual_case_comes_to_what_any_case_does(
+            times in times(9_000_000), findtime in 1_i64..60_000_000, later in 1_i64..9_000_000_000,
+        ) {
+            let span = Duration::from_micros(findtime.unsigned_abs());
+            let first = Window::new(Timestamp::from_micros(times[0]), span);
+            let (mut window, mut other) = (first, first);
+            for (index, time) in times.iter().enumerate().skip(1) {
+                let findtime = (if index > 30 { later } else { findtime }).unsigned_abs();
+                let at = Timestamp::from_micros(*time);
+                let next = window.add_next(at, findtime);
+                prop_assert_eq!(next.is_some(), at > other.latest && findtime <= u64::from(u32::MAX) && other.shift == 0);
+                let count = next.unwrap_or_else(|| window.add_any(at, findtime));
+                prop_assert_eq!(count, other.add_any(at, findtime));
+                let places = |window: &Window| {
+                    window.groups().iter().take_while(|(_, count)| *count > 0).copied().collect::<Vec<_>>()
+                };
+                prop_assert_eq!((window.latest, places(&window)), (other.latest, places(&other)));
             }
         }
     }

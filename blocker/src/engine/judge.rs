@@ -5,16 +5,19 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{Ask, Change, Command, Engine, Event};
 use crate::{
-    detect::{Count, JailKey},
+    detect::{self, Count, JailKey},
     ledger::{Ban, Opened, Origin},
     net::Prefix,
     policy::{Escalation, IgnoreCommand},
     time::Timestamp,
 };
 
+/// Failures that are counted together.
+pub(super) const BATCH_MAX: usize = 64;
+
 /// A line that was blamed on an address.
-#[derive(Clone, Copy)]
-pub(super) struct Failure<'a> {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failure {
     /// The jail's index.
     pub(super) jail: usize,
     /// Whom it names.
@@ -23,8 +26,14 @@ pub(super) struct Failure<'a> {
     pub(super) at: Timestamp,
     /// Whether it can ban nobody.
     pub(super) observed: bool,
-    /// The whole line.
-    pub(super) line: &'a str,
+}
+
+/// Failures that are about to be counted, in order.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    failures: Vec<(Failure, Prefix)>,
+    /// What counts as one attacker: those of the same place in `failures`.
+    pairs: Vec<detect::Sought>,
 }
 
 /// Enough failures for a ban.
@@ -55,8 +64,40 @@ pub(super) enum Cause {
 }
 
 impl Engine {
-    pub(super) fn failure(&mut self, now: Timestamp, failure: Failure<'_>) {
-        let Failure { jail, address, at, observed, line } = failure;
+    /// Takes a failure: counts it, or puts it to those that [`Self::count_batch`] counts together.
+    pub(super) fn failure(&mut self, now: Timestamp, failure: Failure, line: &str) {
+        let (Some(rules), Some(state)) = (self.policy.jails.get(failure.jail), self.jails.get(failure.jail))
+        else {
+            return;
+        };
+        let host = Prefix::host(failure.address);
+        let length = if failure.address.is_ipv6() { rules.ipv6_prefix } else { host.length() };
+        let whole = Prefix::new(failure.address, length).unwrap_or(host);
+        let window = if failure.observed { state.observed_key } else { state.key };
+        let pair = self.windows.seek(window, whole);
+        if state.wants_matches {
+            self.count_batch(now);
+            return self.judge(now, failure, whole, pair, line);
+        }
+        self.batch.failures.push((failure, whole));
+        self.batch.pairs.push(pair);
+        if self.batch.pairs.len() >= BATCH_MAX {
+            self.count_batch(now);
+        }
+    }
+
+    /// Counts the failures that wait for it.
+    pub(super) fn count_batch(&mut self, now: Timestamp) {
+        let Batch { mut failures, mut pairs } = std::mem::take(&mut self.batch);
+        self.windows.find_all(&mut pairs);
+        for ((failure, whole), pair) in failures.drain(..).zip(pairs.drain(..)) {
+            self.judge(now, failure, whole, pair, "");
+        }
+        self.batch = Batch { failures, pairs };
+    }
+
+    fn judge(&mut self, now: Timestamp, failure: Failure, whole: Prefix, pair: detect::Sought, line: &str) {
+        let Failure { jail, address, at, observed } = failure;
         let (Some(rules), Some(state)) = (self.policy.jails.get(jail), self.jails.get(jail)) else { return };
         let (maxretry, findtime) = (rules.maxretry, rules.findtime);
         let host = Prefix::host(address);
@@ -73,8 +114,6 @@ impl Engine {
             self.count(key, |counters| counters.allowlisted += 1);
             return self.commands.push_back(Command::Note(Event::Allowlisted { jail: name, address }));
         }
-        let length = if address.is_ipv6() { rules.ipv6_prefix } else { host.length() };
-        let whole = Prefix::new(address, length).unwrap_or(host);
         self.news = true;
         let (window, ledger) =
             if observed { (state.observed_key, &self.imagined) } else { (key, &self.ledger) };
@@ -88,17 +127,16 @@ impl Engine {
         }
         let name = Arc::clone(&rules.name);
         let lines_kept = if state.wants_matches { rules.maxmatches } else { 0 };
-        let count = self.weigh(jail, window, whole, at);
+        let count = self.weigh(jail, whole, pair, at);
         self.count(key, |counters| counters.failures += 1);
         if lines_kept > 0 && !observed {
             let lines_kept = usize::try_from(lines_kept).unwrap_or(usize::MAX);
             self.matches.push(key, whole, at, line, lines_kept);
         }
-        let found = |jail| Command::Note(Event::Failure { jail, address, count, maxretry });
         if count < maxretry {
-            return self.commands.push_back(found(name));
+            return self.commands.push_failure(name, address, count, maxretry);
         }
-        self.commands.push_back(found(Arc::clone(&name)));
+        self.commands.push_failure(Arc::clone(&name), address, count, maxretry);
         let matches = if lines_kept > 0 { self.matches.take(key, whole) } else { Vec::new() };
         let cause = if observed { Cause::Observed } else { Cause::Lines };
         self.reached(
@@ -108,7 +146,7 @@ impl Engine {
     }
 
     /// Counts a failure, of a known offender several times, and says how many there are now.
-    fn weigh(&mut self, jail: usize, window: JailKey, prefix: Prefix, at: Timestamp) -> u32 {
+    fn weigh(&mut self, jail: usize, prefix: Prefix, pair: detect::Sought, at: Timestamp) -> u32 {
         let Some(rules) = self.policy.jails.get(jail) else { return 0 };
         let weight = match &rules.escalation {
             Some(_) => Escalation::weight(self.offenders.bans(prefix, Some(&rules.name)), rules.maxretry),
@@ -116,7 +154,7 @@ impl Engine {
         };
         let mut counted = Count::Below(0);
         for _ in 0..weight {
-            counted = self.windows.count(window, prefix, at, rules.maxretry, rules.findtime);
+            counted = self.windows.count_sought(pair, at, rules.maxretry, rules.findtime);
             if matches!(counted, Count::Reached(_)) {
                 break;
             }
@@ -150,7 +188,7 @@ impl Engine {
         }
         let (window, cause) =
             if rules.observe { (state.observed_key, Cause::Observed) } else { (key, Cause::Ledger) };
-        let count = self.weigh(jail, window, prefix, now);
+        let count = self.weigh(jail, prefix, self.windows.seek(window, prefix), now);
         self.count(key, |counters| counters.failures += 1);
         let event = Event::Failure { jail: Arc::clone(&name), address, count, maxretry };
         self.commands.push_back(Command::Note(event));

@@ -29,6 +29,7 @@ use std::{
 use asked::Asked;
 use counted::Answered;
 use dice::Dice;
+use judge::Batch;
 use matches::Matches;
 use queue::Queue;
 use reader::Reader;
@@ -167,6 +168,8 @@ pub struct Engine {
     operator_allow: BTreeSet<Prefix>,
     protected: PrefixSet,
     windows: Windows,
+    /// Failures of the block at hand that are about to be counted; kept for its memory.
+    batch: Batch,
     ledger: Ledger,
     /// The bans of jails that only observe, so that they count as they would if they banned.
     imagined: Ledger,
@@ -178,7 +181,8 @@ pub struct Engine {
     answered: Answered,
     /// Whether anything was counted since [`Engine::kept`].
     news: bool,
-    counters: BTreeMap<JailKey, JailCounters>,
+    /// By key.
+    counters: Vec<JailCounters>,
     commands: Queue,
     refused: BTreeSet<Prefix>,
     gave_way: u64,
@@ -210,6 +214,7 @@ impl Engine {
             operator_allow: kept.allow.into_iter().collect(),
             protected: PrefixSet::default(),
             windows: Windows::new(policy.limits.tracked_max, policy.seed),
+            batch: Batch::default(),
             ledger: Ledger::new(policy.limits.bans_max),
             imagined: Ledger::new(IMAGINED_MAX),
             offenders: Offenders::new(policy.limits.offenders_max),
@@ -219,7 +224,7 @@ impl Engine {
             keys: BTreeMap::new(),
             answered,
             news: false,
-            counters: BTreeMap::new(),
+            counters: Vec::new(),
             commands: Queue::default(),
             refused: BTreeSet::new(),
             gave_way: 0,
@@ -390,6 +395,7 @@ impl Engine {
                 wants_matches: jail.actions.iter().any(|action| action.matches),
             });
         }
+        self.counters.resize(self.keys.len(), JailCounters::default());
         let mut readers = std::mem::take(&mut self.readers);
         let sources = self.policy.sources.iter().enumerate().map(|(source, spec)| {
             let place = former.iter().position(|known| known == spec);
@@ -457,10 +463,12 @@ impl Engine {
     }
 
     fn counters_of(&self, key: JailKey) -> JailCounters {
-        self.counters.get(&key).copied().unwrap_or_default()
+        self.counters.get(key.0 as usize).copied().unwrap_or_default()
     }
 
     fn count(&mut self, key: JailKey, add: impl FnOnce(&mut JailCounters)) {
-        add(self.counters.entry(key).or_default());
+        if let Some(counters) = self.counters.get_mut(key.0 as usize) {
+            add(counters);
+        }
     }
 }

@@ -29,6 +29,11 @@ impl Queue {
         });
     }
 
+    /// As [`Self::push_back`] of its note, without making one.
+    pub(super) fn push_failure(&mut self, jail: Arc<str>, address: IpAddr, count: u32, maxretry: u32) {
+        self.0.push_back(Queued::Failure { jail, address, count, maxretry });
+    }
+
     pub(super) fn pop_front(&mut self) -> Option<Command> {
         Some(match self.0.pop_front()? {
             Queued::Failure { jail, address, count, maxretry } => {

@@ -86,7 +86,10 @@ impl Engine {
             for (jail, filters) in &*jails {
                 match filters.iter().find_map(|filter| Some((*filter, line.verdict(*filter)?))) {
                     None => {}
-                    Some((_, Verdict::NoAddress)) => self.no_address(*jail),
+                    Some((_, Verdict::NoAddress)) => {
+                        self.count_batch(now);
+                        self.no_address(*jail);
+                    }
                     Some((filter, Verdict::Blame(address))) => {
                         // What the date says is worked out only where it counts.
                         let at = match reading {
@@ -96,12 +99,12 @@ impl Engine {
                         };
                         let observed = observes.get(filter).copied().unwrap_or(false)
                             || self.policy.jails.get(*jail).is_some_and(|jail| jail.observe);
-                        let (jail, line) = (*jail, line.whole());
-                        self.failure(now, Failure { jail, address, at, observed, line });
+                        self.failure(now, Failure { jail: *jail, address, at, observed }, line.whole());
                     }
                 }
             }
         });
+        self.count_batch(now);
         if let Some(place) = self.readers.get_mut(place) {
             *place = Some(reader);
         }

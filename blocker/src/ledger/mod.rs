@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    net::Prefix,
+    net::{Lengths, Prefix},
     time::{Timestamp, Until},
 };
 
@@ -81,8 +81,8 @@ pub struct Ledger {
     bans: BTreeMap<Prefix, Ban>,
     by_end: BTreeSet<(Until, Prefix)>,
     automatic_by_end: BTreeSet<(Until, Prefix)>,
-    /// How many bans of each (family is IPv4, length): every failure asks what covers it, and few lengths are in use.
-    lengths: BTreeMap<(bool, u8), usize>,
+    /// Every failure asks what covers it.
+    lengths: Lengths,
     bans_max: usize,
 }
 
@@ -108,7 +108,7 @@ impl Ledger {
         if ban.origin != Origin::Operator {
             self.automatic_by_end.insert((ban.until, ban.prefix));
         }
-        *self.lengths.entry(length_of(ban.prefix)).or_default() += 1;
+        self.lengths.add(ban.prefix);
         self.bans.insert(ban.prefix, ban);
         Opened::Yes { gave_way }
     }
@@ -118,12 +118,7 @@ impl Ledger {
         let ban = self.bans.remove(&prefix)?;
         self.by_end.remove(&(ban.until, prefix));
         self.automatic_by_end.remove(&(ban.until, prefix));
-        if let Some(count) = self.lengths.get_mut(&length_of(prefix)) {
-            *count -= 1;
-            if *count == 0 {
-                self.lengths.remove(&length_of(prefix));
-            }
-        }
+        self.lengths.remove(prefix);
         Some(ban)
     }
 
@@ -148,12 +143,7 @@ impl Ledger {
 
     /// The narrowest ban that covers all of `prefix`.
     pub fn covering(&self, prefix: Prefix) -> Option<&Ban> {
-        let v4 = prefix.address().is_ipv4();
-        self.lengths
-            .range((v4, 0)..=(v4, prefix.length()))
-            .rev()
-            .filter_map(|((_, length), _)| Prefix::new(prefix.address(), *length))
-            .find_map(|wider| self.bans.get(&wider))
+        self.lengths.covering(prefix).rev().find_map(|wider| self.bans.get(&wider))
     }
 
     /// All bans, by prefix.
@@ -170,10 +160,6 @@ impl Ledger {
     pub fn is_empty(&self) -> bool {
         self.bans.is_empty()
     }
-}
-
-fn length_of(prefix: Prefix) -> (bool, u8) {
-    (prefix.address().is_ipv4(), prefix.length())
 }
 
 #[cfg(test)]
