@@ -119,7 +119,7 @@ impl Trail {
         let steps = kept.as_deref_mut().unwrap_or(&mut own);
         steps.begin();
         let rest = text.as_bytes().get(start..).unwrap_or_default();
-        let mut places = Vec::new();
+        let mut places = Vec::with_capacity(rest.len() + 1);
         let before = self.letters.kind_before(text, start);
         let found = if self.letters.are_bytes(text) {
             let letters = rest.iter().map(|byte| self.letters.of(*byte));
@@ -186,10 +186,12 @@ impl Trail {
             }
             done(&slots)
         };
-        let mut way = steps.way_to_match(places[end] as usize);
+        let way = steps.way_to_match(places[end] as usize);
+        let mut index = way.from;
         if !note(way, end) {
             for (at, place) in places[..end].iter().enumerate().rev() {
-                way = steps.way(*place as usize, way.from);
+                let Some(way) = steps.way(*place as usize, index) else { continue };
+                index = way.from;
                 if note(way, at) {
                     break;
                 }

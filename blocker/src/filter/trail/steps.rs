@@ -36,6 +36,14 @@ pub(super) struct Way {
     pub(super) captures: u16,
 }
 
+/// Where the ways of a step are: the first is that of the match, the others those of the next list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ways {
+    at: u32,
+    /// Up to this place in the next list, all stay at their place and capture nothing.
+    stay: u16,
+}
+
 /// The lists and steps known so far. A list is named by the place of its first step.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
@@ -43,8 +51,8 @@ pub(super) struct Steps {
     known: HashMap<List, u32>,
     /// By list and letter: the next list, perhaps with [`MATCHES`].
     next: Vec<u32>,
-    /// By list and letter: where its ways begin. The first is that of the match, the others those of the next list.
-    ways_at: Vec<u32>,
+    /// By list and letter: what leads to the next list.
+    ways_of: Vec<Ways>,
     ways: Vec<Way>,
     captures: Vec<Box<[u16]>>,
     known_captures: HashMap<Box<[u16]>, u16>,
@@ -119,13 +127,18 @@ impl Steps {
 
     /// How the match is reached that ends before the letter of this step.
     pub(super) fn way_to_match(&self, place: usize) -> Way {
-        self.ways[self.ways_at[place] as usize]
+        self.ways[self.ways_of[place].at as usize]
     }
 
-    /// How the state is reached that stands at `index` in the list that this step leads to.
+    /// How the state is reached that stands at `index` in the list that this step leads to; `None` if from the same
+    /// place, and nothing is captured.
     #[inline]
-    pub(super) fn way(&self, place: usize, index: u16) -> Way {
-        self.ways[self.ways_at[place] as usize + 1 + usize::from(index)]
+    pub(super) fn way(&self, place: usize, index: u16) -> Option<Way> {
+        let Ways { at, stay } = self.ways_of[place];
+        if index < stay {
+            return None;
+        }
+        self.ways.get(at as usize + 1 + usize::from(index)).copied()
     }
 
     /// The slots that are captured under this number.
@@ -205,7 +218,9 @@ impl Steps {
         }
         self.scratch = scratch;
         self.bytes += (states.len() + 1) * size_of::<Way>();
-        self.ways_at[place] = ways_at;
+        let stay = self.ways[ways_at as usize + 1..].iter().enumerate();
+        let stay = stay.take_while(|(at, way)| usize::from(way.from) == *at && way.captures == 0).count();
+        self.ways_of[place] = Ways { at: ways_at, stay: u16::try_from(stay).ok()? };
         let looked_at = states.iter().any(|state| automaton.looks[*state as usize]);
         let mut step = self.add(automaton, states, if looked_at { letter.kind } else { 0 })?;
         if let Some(way) = found {
@@ -249,8 +264,8 @@ impl Steps {
         let stride = automaton.letters.len();
         let number = u32::try_from(self.next.len()).ok().filter(|number| *number < MATCHES)?;
         self.next.resize(self.next.len() + stride, UNBUILT);
-        self.ways_at.resize(self.next.len(), 0);
-        self.bytes += stride * 8 + list.states.len() * 8 + 128;
+        self.ways_of.resize(self.next.len(), Ways::default());
+        self.bytes += stride * 12 + list.states.len() * 8 + 128;
         self.known.insert(list.clone(), number);
         self.lists.push(list);
         Some(number)
