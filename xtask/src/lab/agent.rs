@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    process::{ChildStderr, Command, Stdio},
+    process::{ChildStderr, ChildStdin, Command, Stdio},
     time::Duration,
 };
 
@@ -149,6 +149,21 @@ impl<'a> Agent<'a> {
         }
         self.process = Some(process);
         self.answers(binary)
+    }
+
+    /// Starts it with `--stdin`, and returns what it reads from.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_fed(&mut self, binary: &Path) -> Result<ChildStdin> {
+        let log = fs::File::options().create(true).append(true).open(self.folder.join("agent.log"))?;
+        self.write_config()?;
+        let mut command = self.command(binary);
+        command.arg("--stdin").stdout(log.try_clone()?).stderr(log);
+        let (process, stdin) = Process::spawn_fed(&mut command)?;
+        self.process = Some(process);
+        self.answers(binary)?;
+        Ok(stdin)
     }
 
     fn command(&self, binary: &Path) -> Command {

@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -188,6 +188,17 @@ impl Process {
         let child =
             command.stdin(Stdio::null()).spawn().with_context(|| format!("start {}", shown(command)))?;
         Ok(Self { child })
+    }
+
+    /// Starts it with its standard input at hand.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn_fed(command: &mut Command) -> Result<(Self, ChildStdin)> {
+        let mut child =
+            command.stdin(Stdio::piped()).spawn().with_context(|| format!("start {}", shown(command)))?;
+        let stdin = child.stdin.take().context("its standard input is piped")?;
+        Ok((Self { child }, stdin))
     }
 
     /// Its process id.
