@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import subprocess
+import time
 
 import pytest
 
@@ -110,6 +111,31 @@ def test_an_agent_that_does_not_keep_up_holds_nobody_up(settings_with, tmp_path)
     before = sink.lost["socket"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as agent:
         agent.bind(path)
+        begun = time.monotonic()
         for _ in range(5_000):
             write("x" * 1_000)
-        assert sink.lost["socket"] > before
+        assert time.monotonic() - begun < 10
+        agent.setblocking(False)
+        taken = 0
+        while True:
+            try:
+                agent.recv(2_000)
+            except BlockingIOError:
+                break
+            taken += 1
+    # Every line is either with the agent or counted.
+    assert taken and sink.lost["socket"] == before + 5_000 - taken
+
+
+def test_what_the_agent_does_not_take_goes_to_the_file(settings_with, tmp_path, log):
+    path = str(tmp_path / "lines.sock")
+    settings_with(BLOCKER_SOCKET=path)
+    before = dict(sink.lost)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as agent:
+        agent.bind(path)
+        while sink.lost["socket"] == before["socket"]:
+            write("x")
+        write("one more")
+    lost = sink.lost["socket"] - before["socket"]
+    assert log.read_text().split() == ["x"] * (lost - 1) + ["one", "more"]
+    assert sink.lost["file"] == before["file"]
