@@ -12,7 +12,7 @@ use std::{
 use blocker::{
     config::{self, Config, ConfigErrors, JailState, Origin},
     filter::{Clock, Filter, SourceMatcher, Verdict},
-    policy::{JournalMatches, SourceSpec},
+    policy::{Access, Form, JournalMatches, SocketAddress, SocketLimits, SocketSpec, SourceSpec},
     time::BanTime,
 };
 use proptest::prelude::*;
@@ -100,6 +100,86 @@ fn the_defaults_in_the_shipped_example_are_the_defaults() {
 }
 
 #[test]
+fn sockets_are_read_with_who_may_write_and_jails_may_share_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = loaded(&write(
+        dir.path(),
+        "blocker.toml",
+        r#"
+[limits]
+max_socket_connections = 10
+max_socket_waiting = 65536
+socket_idle = "1m"
+[jail.app]
+filters = ["django"]
+socket = "/run/x"
+stream_socket = "/run/y"
+socket_users = ["root", 33, 33]
+socket_groups = [4, "root"]
+socket_mode = "0660"
+socket_owner = "0:4"
+[jail.first]
+filters = ["sshd"]
+syslog = ["udp://127.0.0.1", "tcp://[::1]:5514", "udp://::1", "unix:///run/log"]
+[jail.second]
+filters = ["dovecot"]
+syslog = ["udp://127.0.0.1:514"]
+syslog_allow = ["127.0.0.1", "10.0.0.0/8"]
+[jail.third]
+filters = ["postfix"]
+syslog = ["udp://127.0.0.1:514"]
+stdin = true
+[jail.off]
+enabled = false
+filters = ["postfix"]
+syslog = ["udp://127.0.0.1:514"]
+syslog_allow = ["192.0.2.0/24"]
+"#,
+    ));
+    assert_eq!(warnings(&config), "");
+    let written = Access {
+        users: vec![0, 33],
+        groups: vec![4, 0],
+        mode: 0o660,
+        owner: Some(0),
+        group: Some(4),
+        ..Access::default()
+    };
+    let allow = ["127.0.0.1", "10.0.0.0/8"].map(|prefix| prefix.parse().unwrap()).to_vec();
+    let remote = Access { allow, ..Access::default() };
+    let spec = |address, form, access: Option<&Access>| {
+        SourceSpec::Socket(SocketSpec { address, form, access: access.cloned() })
+    };
+    let expected = [
+        spec(SocketAddress::Datagram("/run/x".into()), Form::Line, Some(&written)),
+        spec(SocketAddress::Stream("/run/y".into()), Form::Line, Some(&written)),
+        // The second jail says for both who may send.
+        spec(SocketAddress::Udp("127.0.0.1:514".parse().unwrap()), Form::Syslog, Some(&remote)),
+        spec(SocketAddress::Tcp("[::1]:5514".parse().unwrap()), Form::Syslog, None),
+        spec(SocketAddress::Udp("[::1]:514".parse().unwrap()), Form::Syslog, None),
+        spec(SocketAddress::Datagram("/run/log".into()), Form::Syslog, None),
+        SourceSpec::Stdin,
+    ];
+    assert_eq!(config.policy.sources, expected);
+    let read: Vec<Vec<u16>> =
+        config.policy.jails.iter().map(|jail| jail.sources.iter().map(|id| id.0).collect()).collect();
+    assert_eq!(read, [vec![0, 1], vec![2, 3, 4, 5], vec![2], vec![2, 6]]);
+    let limits = SocketLimits { connections_max: 10, idle: Duration::from_secs(60), queue_bytes_max: 65_536 };
+    assert_eq!(config.policy.limits.sockets, limits);
+    let loopback = Access::default();
+    for (address, admitted) in
+        [("127.9.9.9", true), ("::1", true), ("::ffff:127.0.0.1", true), ("10.0.0.1", false), ("::2", false)]
+    {
+        assert_eq!(loopback.admits_address(address.parse().unwrap()), admitted, "{address}");
+    }
+    for (user, group, admitted) in
+        [(0, 9, true), (33, 9, true), (77, 9, true), (34, 9, false), (34, 4, true), (4, 33, false)]
+    {
+        assert_eq!(written.admits(user, group, 77), admitted, "{user} {group}");
+    }
+}
+
+#[test]
 fn every_refusal_of_the_corpus_reads_as_recorded() {
     let mut seen = 0;
     let mut files: Vec<PathBuf> =
@@ -131,7 +211,9 @@ fn a_source_that_two_jails_read_is_there_once() {
     );
     let config = loaded(&path);
     let file = |path: &str| SourceSpec::File(path.into());
-    let expected = [file("/var/log/a.log"), file("/var/log/b.log"), SourceSpec::Socket("/run/x".into())];
+    let socket =
+        SocketSpec { address: SocketAddress::Datagram("/run/x".into()), form: Form::Line, access: None };
+    let expected = [file("/var/log/a.log"), file("/var/log/b.log"), SourceSpec::Socket(socket)];
     assert_eq!(config.policy.sources, expected);
     let read: Vec<(&str, Vec<u16>)> = config
         .policy

@@ -6,7 +6,7 @@ use std::{
     io::Write,
     os::unix::{
         fs::{PermissionsExt, symlink},
-        net::{UnixDatagram, UnixListener},
+        net::UnixListener,
         process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use std::{
 
 use blocker::{
     engine::{Reading, SourceId},
-    source::{FileSource, LineSocket, Options, Position},
+    source::{FileSource, Options, Position},
 };
 
 #[path = "tail/model.rs"]
@@ -528,54 +528,6 @@ fn a_line_is_handed_out_soon_after_it_is_written() {
     let (median, p99) = (delays[delays.len() / 2] / 1000, delays[delays.len() * 99 / 100] / 1000);
     println!("append to sink: median {median} us, p99 {p99} us");
     assert!(delays.len() == 400 && median < 20_000, "median {median} us");
-}
-
-#[test]
-fn datagrams_are_lines_and_too_large_ones_are_counted() {
-    let directory = tempfile::tempdir().expect("a scratch directory");
-    let path = directory.path().join("lines.sock");
-    let mut socket = LineSocket::bind(&path).expect("bind");
-    assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o666);
-    let sender = UnixDatagram::unbound().expect("a socket");
-    let mut got = Vec::new();
-    let longest = vec![b'x'; 64 * 1024];
-    let over = vec![b'x'; 64 * 1024 + 1];
-    for datagram in [&b"one"[..], b"two\nthree\n", b"", &longest, &over, b"last"] {
-        sender.send_to(datagram, &path).expect("send");
-        socket.poll(&mut |block| got.push(block.to_vec()));
-    }
-    let mut longest = longest;
-    longest.push(b'\n');
-    assert_eq!(got, [b"one\n".to_vec(), b"two\nthree\n".to_vec(), longest, b"last\n".to_vec()]);
-    assert_eq!((socket.refused(), socket.bytes()), (2, 3 + 10 + 65_536 + 4));
-    assert!(!socket.poll(&mut |_| panic!("nothing is left")), "an empty socket does not block");
-}
-
-#[test]
-fn a_dead_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
-    let directory = tempfile::tempdir().expect("a scratch directory");
-    let path = directory.path().join("lines.sock");
-    drop(UnixDatagram::bind(&path).expect("a socket left behind"));
-    let socket = LineSocket::bind(&path).expect("the dead one is replaced");
-    let error = LineSocket::bind(&path).expect_err("someone listens").to_string();
-    assert!(error.contains("another process listens"), "{error}");
-    drop(socket);
-    assert!(!path.exists(), "its own file is removed");
-
-    let socket = LineSocket::bind(&path).expect("bind");
-    fs::remove_file(&path).expect("someone else removes it");
-    let other = UnixDatagram::bind(&path).expect("and binds");
-    drop(socket);
-    assert!(path.exists(), "the file of another is left alone");
-    drop(other);
-
-    let file = directory.path().join("file");
-    append(&file, "precious\n");
-    let error = LineSocket::bind(&file).expect_err("a file").to_string();
-    assert!(error.contains("is no socket"), "{error}");
-    assert_eq!(fs::read_to_string(&file).expect("still there"), "precious\n");
-    let error = LineSocket::bind(&directory.path().join("no/such")).expect_err("no directory").to_string();
-    assert!(error.contains("the directory must exist"), "{error}");
 }
 
 #[test]

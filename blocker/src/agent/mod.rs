@@ -11,7 +11,7 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -32,8 +32,8 @@ use crate::{
     },
     enforce::{EnforceError, Enforcer, Keep, xdp},
     engine::{Engine, Input, Kept, Reading, RequestId, SourceId},
-    policy::SourceSpec,
-    source::{file, journal, socket::LineSocket},
+    policy::{SocketSpec, SourceSpec},
+    source::{SocketSource, StdinSource, file, journal},
     store::{Store, StoreError},
     time::Timestamp,
 };
@@ -72,6 +72,8 @@ pub struct Options {
     pub backend: Option<Backend>,
     /// Overrides `[enforce] interfaces` when not empty.
     pub interfaces: Vec<String>,
+    /// Whether jails that say so read standard input.
+    pub stdin: bool,
     /// Counts the lines of the agent's own log that nobody took in time.
     pub log_unwritten: tracing_appender::non_blocking::ErrorCounter,
 }
@@ -153,7 +155,8 @@ struct Agent {
     store: Store,
     files: file::FileSource,
     journal: journal::JournalSource,
-    sockets: Vec<Listening>,
+    sockets: SocketSource,
+    stdin: Option<StdinSource>,
     waiting: HashMap<RequestId, oneshot::Sender<Result<Value, CallError>>>,
     next_request: u64,
     started: Instant,
@@ -189,8 +192,12 @@ impl Agent {
             .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
         let journal = journal::JournalSource::new(&journal_specs(&config), &positions.journals)
             .map_err(|error| Error::Start(format!("read the journal: {error}")))?;
+        let mut sockets =
+            SocketSource::new().map_err(|error| Error::Start(format!("listen on sockets: {error}")))?;
+        let deaf = sockets.set_sources(&socket_specs(&config), config.policy.limits.sockets);
+        let stdin = options.stdin.then(|| stdin(&config)).transpose()?;
         let warnings = config.warnings.iter().map(ToString::to_string);
-        let warnings = warnings.chain(stored.notes).chain(stored.read.refused).collect();
+        let warnings = warnings.chain(stored.notes).chain(stored.read.refused).chain(deaf).collect();
         let instant = now();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
@@ -212,7 +219,7 @@ impl Agent {
         let (answered, answers) = mpsc::unbounded_channel();
         // At most one outcome is under way.
         let (synced, sync_outcomes) = mpsc::unbounded_channel();
-        let mut agent = Self {
+        Ok(Self {
             syncing: false,
             sync_again: false,
             synced,
@@ -220,7 +227,8 @@ impl Agent {
             runner: Runner::new(answered),
             answers: Some(answers),
             options: options.clone(),
-            sockets: Vec::new(),
+            sockets,
+            stdin,
             engine,
             enforcer,
             why,
@@ -234,9 +242,7 @@ impl Agent {
             warnings,
             keeping: Keeping::default(),
             config,
-        };
-        agent.open_sockets();
-        Ok(agent)
+        })
     }
 
     async fn serve(mut self) -> Result<(), Error> {
@@ -254,6 +260,9 @@ impl Agent {
         let Some(mut answers) = self.answers.take() else { return Ok(()) };
         let files_ready = watched(self.files.as_fd()).map_err(start("watch log files"))?;
         let journal_ready = watched(self.journal.as_fd()).map_err(start("watch the journal"))?;
+        let sockets_ready = watched(self.sockets.as_fd()).map_err(start("watch sockets"))?;
+        let stdin_ready = self.stdin.as_ref().map(|stdin| watched(stdin.as_fd())).transpose();
+        let stdin_ready = stdin_ready.map_err(start("watch standard input"))?;
 
         self.announce();
         self.reconcile();
@@ -290,7 +299,13 @@ impl Agent {
                     }
                     self.poll_journal();
                 }
-                () = socket_ready(&self.sockets) => self.poll_sockets(),
+                ready = sockets_ready.readable() => {
+                    if let Ok(mut guard) = ready {
+                        guard.clear_ready();
+                    }
+                    self.poll_sockets();
+                }
+                () = readable(stdin_ready.as_ref()) => self.poll_stdin(),
                 Some(pending) = called.recv() => self.call(pending),
                 Some(outcome) = sync_outcomes.recv() => self.sync_done(outcome),
                 Some((id, ignore)) = answers.recv() => {
@@ -380,15 +395,23 @@ impl Agent {
     }
 
     fn poll_sockets(&mut self) {
-        for listening in &mut self.sockets {
-            let (engine, source) = (&mut self.engine, listening.source);
-            let more = listening.socket.poll(&mut |block: &[u8]| {
-                engine.handle(now(), Input::Lines { source, block, reading: Reading::Live });
-            });
-            if !more {
-                listening.clear_ready();
-            }
-        }
+        let engine = &mut self.engine;
+        self.sockets.poll(&mut |source, block: &[u8]| {
+            engine.handle(now(), Input::Lines { source, block, reading: Reading::Live });
+        });
+    }
+
+    fn poll_stdin(&mut self) {
+        let Some(stdin) = &mut self.stdin else { return };
+        let mut sources = self.config.policy.sources.iter();
+        let source = sources.position(|spec| *spec == SourceSpec::Stdin).map(u16::try_from);
+        let engine = &mut self.engine;
+        stdin.poll(&mut |block: &[u8]| {
+            // Nobody may read it any more since a reload. What comes may be an old log, so dates count.
+            let Some(Ok(source)) = source else { return };
+            let (source, reading) = (SourceId(source), Reading::CatchingUp);
+            engine.handle(now(), Input::Lines { source, block, reading });
+        });
     }
 
     fn engine_at(&self) -> Option<Instant> {
@@ -445,6 +468,8 @@ impl Agent {
         }
         self.config =
             Config { socket: self.config.socket.clone(), state_dir: self.config.state_dir.clone(), ..config };
+        // What has arrived was sent to the jails as they were.
+        self.poll_sockets();
         self.engine.set_policy(now(), self.config.policy.clone());
         self.files.set_files(&file_specs(&self.config));
         if let Err(error) = self.journal.set_sources(&journal_specs(&self.config)) {
@@ -452,35 +477,22 @@ impl Agent {
             error!("{warning}");
             self.warnings.push(warning);
         }
-        self.open_sockets();
+        let limits = self.config.policy.limits.sockets;
+        for trouble in self.sockets.set_sources(&socket_specs(&self.config), limits) {
+            error!("{trouble}");
+            self.warnings.push(trouble);
+        }
         self.drain();
         self.reconcile();
         info!("reloaded {}: {} jails", self.config.path.display(), self.config.policy.jails.len());
         Ok(serde_json::json!({ "jails": self.config.policy.jails.len(), "warnings": self.warnings }))
     }
 
-    fn open_sockets(&mut self) {
-        let mut open = std::mem::take(&mut self.sockets);
-        for (index, spec) in self.config.policy.sources.iter().enumerate() {
-            let (SourceSpec::Socket(path), Ok(index)) = (spec, u16::try_from(index)) else { continue };
-            let source = SourceId(index);
-            let kept = open.iter().position(|kept| kept.path == *path).map(|at| open.swap_remove(at));
-            match kept.map_or_else(|| Listening::open(source, path), |kept| Ok(Listening { source, ..kept }))
-            {
-                Ok(listening) => self.sockets.push(listening),
-                Err(error) => {
-                    let warning = format!("{}: {error}; its jails get no lines from it", path.display());
-                    error!("{warning}");
-                    self.warnings.push(warning);
-                }
-            }
-        }
-    }
-
     // Upkeep.
 
     fn keep_house(&mut self) {
         self.keep_if_read();
+        let _said_in_status = self.sockets.open_missing();
         let found = protected::discover().prefixes;
         if found != self.config.policy.protected {
             info!("protected addresses changed: {} now", found.len());
@@ -503,7 +515,7 @@ fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
     specs
         .filter_map(|(index, spec)| match spec {
             SourceSpec::File(path) => Some((SourceId(u16::try_from(index).ok()?), path.clone())),
-            SourceSpec::Socket(_) | SourceSpec::Journal { .. } | SourceSpec::Ledger => None,
+            _ => None,
         })
         .collect()
 }
@@ -517,33 +529,28 @@ fn journal_specs(config: &Config) -> Vec<journal::JournalSpec> {
                 matches: matches.clone(),
                 namespace: namespace.clone(),
             }),
-            SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Ledger => None,
+            _ => None,
         })
         .collect()
 }
 
-/// A socket that applications write lines to.
-struct Listening {
-    source: SourceId,
-    path: PathBuf,
-    socket: LineSocket,
-    ready: AsyncFd<OwnedFd>,
+fn socket_specs(config: &Config) -> Vec<(SourceId, SocketSpec)> {
+    let specs = config.policy.sources.iter().enumerate();
+    specs
+        .filter_map(|(index, spec)| match spec {
+            SourceSpec::Socket(spec) => Some((SourceId(u16::try_from(index).ok()?), spec.clone())),
+            _ => None,
+        })
+        .collect()
 }
 
-impl Listening {
-    fn open(source: SourceId, path: &Path) -> io::Result<Self> {
-        let socket = LineSocket::bind(path)?;
-        let ready = watched(socket.as_fd())?;
-        Ok(Self { source, path: path.to_owned(), socket, ready })
+/// Standard input, where a jail is to read it.
+fn stdin(config: &Config) -> Result<StdinSource, Error> {
+    if !config.policy.sources.contains(&SourceSpec::Stdin) {
+        let what = "--stdin: no jail reads standard input; write `stdin = true` into the one that is to";
+        return Err(Error::Start(what.to_owned()));
     }
-
-    /// It is empty: wait for the next message.
-    fn clear_ready(&mut self) {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        if let std::task::Poll::Ready(Ok(mut guard)) = self.ready.poll_read_ready(&mut context) {
-            guard.clear_ready();
-        }
-    }
+    StdinSource::new(io::stdin()).map_err(|error| Error::Start(format!("read standard input: {error}")))
 }
 
 /// A copy of a descriptor whose readiness the loop can wait for; whoever owns the other one reads.
@@ -555,11 +562,14 @@ fn watched(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(registered?)
 }
 
-/// Ends when one of the sockets has something to read; never, when there is none.
-async fn socket_ready(sockets: &[Listening]) {
-    std::future::poll_fn(|context| {
-        let any = sockets.iter().any(|listening| listening.ready.poll_read_ready(context).is_ready());
-        if any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
+/// Ends when there is something to read; never, when there is nothing to read from.
+async fn readable(fd: Option<&AsyncFd<OwnedFd>>) {
+    match fd {
+        Some(fd) => {
+            if let Ok(mut guard) = fd.readable().await {
+                guard.clear_ready();
+            }
+        }
+        None => std::future::pending().await,
+    }
 }

@@ -11,6 +11,7 @@ use crate::{
     engine::Ending,
     ledger::{Ban, Origin},
     net::Prefix,
+    policy::SourceSpec,
     time::{Timestamp, Until},
 };
 
@@ -124,11 +125,11 @@ impl Agent {
             bytes: file.bytes,
             counters: nonzero(file.counters),
         });
-        let sockets = self.sockets.iter().map(|listening| SourceStatus {
-            path: listening.path.display().to_string(),
-            state: "listening".to_owned(),
-            bytes: listening.socket.bytes(),
-            counters: vec![("refused".to_owned(), listening.socket.refused())],
+        let sockets = self.sockets.status().into_iter().map(|socket| SourceStatus {
+            path: socket.name,
+            state: socket.state,
+            bytes: socket.bytes,
+            counters: nonzero(socket.counters),
         });
         let journals = self.journal.status().into_iter().map(|journal| SourceStatus {
             path: journal.name,
@@ -136,7 +137,28 @@ impl Agent {
             bytes: journal.bytes,
             counters: nonzero(journal.counters),
         });
-        files.chain(journals).chain(sockets).collect()
+        files.chain(journals).chain(sockets).chain(self.stdin()).collect()
+    }
+
+    /// Standard input, where a jail reads it or it is read.
+    fn stdin(&self) -> Option<SourceStatus> {
+        let is_wanted = self.config.policy.sources.contains(&SourceSpec::Stdin);
+        let path = "standard input".to_owned();
+        match &self.stdin {
+            Some(stdin) => Some(SourceStatus {
+                path,
+                state: if is_wanted { stdin.state() } else { "no jail reads it any more".to_owned() },
+                bytes: stdin.bytes(),
+                counters: nonzero(stdin.counters()),
+            }),
+            None if is_wanted => Some(SourceStatus {
+                path,
+                state: "not read: start the agent with --stdin".to_owned(),
+                bytes: 0,
+                counters: Vec::new(),
+            }),
+            None => None,
+        }
     }
 
     /// The kernel's entries with what the ledger knows of them, and the ledger's that the kernel lacks.

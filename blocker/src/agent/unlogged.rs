@@ -12,9 +12,11 @@ pub fn unlogged(policy: &Policy, jail: &Jail) -> Option<String> {
     for spec in specs {
         match spec {
             SourceSpec::File(path) if !file::is_there(path) => absent.push(path.display().to_string()),
-            SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Journal { .. } | SourceSpec::Ledger => {
-                return None;
-            }
+            SourceSpec::File(_)
+            | SourceSpec::Socket(_)
+            | SourceSpec::Stdin
+            | SourceSpec::Journal { .. }
+            | SourceSpec::Ledger => return None,
         }
     }
     (!absent.is_empty()).then(|| {

@@ -78,7 +78,8 @@ fn sources(config: &Config, jail: &Jail) -> Vec<String> {
     specs
         .map(|spec| match spec {
             SourceSpec::File(path) => path.display().to_string(),
-            SourceSpec::Socket(path) => format!("{} (socket)", path.display()),
+            SourceSpec::Socket(spec) => format!("{spec} from {}", spec.writers()),
+            SourceSpec::Stdin => "standard input".to_owned(),
             SourceSpec::Journal { matches, namespace: None } => format!("the journal: {matches}"),
             SourceSpec::Journal { matches, namespace: Some(name) } => {
                 format!("the journal {name}: {matches}")

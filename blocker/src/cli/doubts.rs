@@ -13,7 +13,7 @@ use crate::{
         Dialect, Filter, SourceKind,
         lint::{self, Safety},
     },
-    policy::{Jail, SourceSpec},
+    policy::{Form, Jail, SocketAddress, SocketSpec, SourceSpec},
 };
 
 /// How long all proofs together may take.
@@ -101,7 +101,8 @@ fn forgeable_lines(config: &Config, jail: &Jail, filter: &Filter) -> Vec<String>
             let is_framed = is_safe(SourceKind::Journal) && is_syslog(path);
             (!is_safe(SourceKind::File) && !is_framed).then(|| path.display().to_string())
         }
-        SourceSpec::Socket(path) => (!is_safe(SourceKind::Socket)).then(|| path.display().to_string()),
+        SourceSpec::Socket(spec) => (!is_safe(kind_of(spec))).then(|| spec.to_string()),
+        SourceSpec::Stdin => (!is_safe(SourceKind::File)).then(|| "standard input".to_owned()),
         // Of what a daemon writes to its standard error, journald makes an entry a line.
         SourceSpec::Journal { .. } => (!is_safe(SourceKind::Journal)).then(|| "the journal".to_owned()),
         SourceSpec::Ledger => None,
@@ -127,7 +128,7 @@ fn unattributed(config: &Config, jail: &Jail) -> Vec<String> {
     let sources = jail.sources.iter().filter_map(|id| config.policy.sources.get(usize::from(id.0)));
     let groups = sources.filter_map(|source| match source {
         SourceSpec::Journal { matches, .. } => Some(matches.groups()),
-        SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Ledger => None,
+        SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Stdin | SourceSpec::Ledger => None,
     });
     let unattributed = groups.flatten().filter(|group| !group.is_attributed());
     unattributed
@@ -139,6 +140,16 @@ fn unattributed(config: &Config, jail: &Jail) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// How lines are told apart in a socket: where a message is one, its sender's line breaks make no further one. In a
+/// stream of lines they do; syslog daemons, which send over TCP, escape them.
+fn kind_of(spec: &SocketSpec) -> SourceKind {
+    match (spec.form, &spec.address) {
+        (Form::Syslog, _) => SourceKind::Journal,
+        (Form::Line, SocketAddress::Stream(_) | SocketAddress::Tcp(_)) => SourceKind::File,
+        (Form::Line, SocketAddress::Datagram(_) | SocketAddress::Udp(_)) => SourceKind::Socket,
+    }
 }
 
 fn is_syslog(path: &Path) -> bool {

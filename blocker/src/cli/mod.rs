@@ -74,6 +74,13 @@ enum Verb {
         /// Enforce with this instead of what the configuration says.
         #[arg(long, value_name = "auto|xdp|nftables", value_parser = backend)]
         backend: Option<Backend>,
+        /// Read standard input for the jails with `stdin = true`, as in `tail -F app.log | blocker run --stdin`.
+        ///
+        /// A failure counts at the time its line names, and at its arrival where it names none. Whoever writes waits
+        /// while the agent does not keep up. When the input ends, the agent goes on: bans stay and end on time, other
+        /// sources are read, and `blocker status` says that the input has ended.
+        #[arg(long)]
+        stdin: bool,
     },
     /// Reads the configuration, compiles every filter, runs every sample, and says what each jail will do.
     Check {
@@ -151,7 +158,7 @@ fn ban_time(text: &str) -> Result<String, String> {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.verb {
-        Verb::Run { config, interfaces, backend } => run(config, interfaces, backend),
+        Verb::Run { config, interfaces, backend, stdin } => run(config, interfaces, backend, stdin),
         Verb::Check { config } => check::check(&config, cli.json),
         Verb::Import { dir, out } => import::import(&dir, out.as_deref()),
         Verb::Filter(verb) => filter::run(&verb, cli.json),
@@ -163,7 +170,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: PathBuf, interfaces: Vec<String>, backend: Option<Backend>) -> ExitCode {
+fn run(config: PathBuf, interfaces: Vec<String>, backend: Option<Backend>, stdin: bool) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BLOCKER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // A thread of its own writes, and drops what nobody reads: a stalled reader stops no decision.
@@ -171,7 +178,8 @@ fn run(config: PathBuf, interfaces: Vec<String>, backend: Option<Backend>) -> Ex
         .buffered_lines_limit(LOG_LINES_WAITING_MAX)
         .lossy(true)
         .finish(std::io::stderr());
-    let options = agent::Options { config, backend, interfaces, log_unwritten: writer.error_counter() };
+    let log_unwritten = writer.error_counter();
+    let options = agent::Options { config, backend, interfaces, stdin, log_unwritten };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
     match agent::run(&options) {

@@ -4,7 +4,7 @@
 //! it came from, and what could not be used with the reason.
 #![forbid(unsafe_code)]
 
-use std::{path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use crate::{
     engine::SourceId,
@@ -247,9 +247,4 @@ pub(super) fn is_namespace(name: &str) -> bool {
 /// Why this path cannot be a log.
 pub(super) fn unusable_log(path: &Path) -> Option<&'static str> {
     path.file_name().is_none().then_some("this names no file")
-}
-
-/// Files first, then the socket, as sources.
-pub(super) fn file_sources(files: Vec<PathBuf>, socket: Option<PathBuf>) -> Vec<SourceSpec> {
-    files.into_iter().map(SourceSpec::File).chain(socket.map(SourceSpec::Socket)).collect()
 }

@@ -17,11 +17,13 @@ use super::{
     jails::{self, Draft, JailState, Jails, Origin, Rules},
     reader::{Reader, Table},
     rules::{self, RULE_KEYS, TomlRules},
+    sockets::{self, NAMING_KEYS, SOCKET_KEYS},
     syntax_error,
 };
 use crate::{
     filter::{Filter, FilterSpec, LINE_BYTES_MAX},
     policy::{ActionSpec, JournalMatches, Limits, Policy, SourceSpec},
+    time::span_text,
 };
 
 /// How long a ban lasts where nothing says otherwise.
@@ -38,6 +40,16 @@ const OFFENDERS_CEILING: u64 = 4_194_304;
 
 /// Most connections that a filter may remember of one source: an attacker can make each take some 100 KB.
 const CONNECTIONS_CEILING: u64 = 10_000;
+
+/// Most connections to sockets: each takes a descriptor, and up to 64 KiB.
+const SOCKET_CONNECTIONS_CEILING: u64 = 65_536;
+
+/// Fewest and most bytes of one socket's lines that may wait: room for one line of the greatest length, and a second
+/// of a fast sender.
+const SOCKET_WAITING_BYTES: Range<u64> = LINE_BYTES_MAX as u64..(64 << 20) + 1;
+
+/// The shortest and longest that a connection may be silent.
+const SOCKET_IDLE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 86_400));
 
 /// Fewest and most bytes of lines that may be joined: room for one line of the greatest length, and what a pattern can
 /// be run over once a line.
@@ -57,12 +69,20 @@ const KEYS: &[&str] = &[
     "jail",
 ];
 const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
-const LIMITS_KEYS: &[&str] = &["max_tracked", "max_offenders", "max_connections", "max_joined_bytes"];
-/// Keys of a jail beside [`RULE_KEYS`].
+const LIMITS_KEYS: &[&str] = &[
+    "max_tracked",
+    "max_offenders",
+    "max_connections",
+    "max_joined_bytes",
+    "max_socket_connections",
+    "max_socket_waiting",
+    "socket_idle",
+];
+/// Keys of a jail beside [`RULE_KEYS`] and [`SOCKET_KEYS`].
 const JAIL_KEYS: [&str; 10] = [
     "enabled",
     "files",
-    "socket",
+    "stdin",
     "journal",
     "journal_namespace",
     "ledger",
@@ -178,10 +198,22 @@ fn limits(reader: &mut Reader<'_>, root: Table<'_>, limits: &mut Limits) {
         ("max_offenders", 1..OFFENDERS_CEILING + 1, &mut limits.offenders_max),
         ("max_connections", 1..CONNECTIONS_CEILING + 1, &mut limits.connections_max),
         ("max_joined_bytes", JOINED_BYTES, &mut limits.joined_bytes_max),
+        ("max_socket_connections", 1..SOCKET_CONNECTIONS_CEILING + 1, &mut limits.sockets.connections_max),
+        ("max_socket_waiting", SOCKET_WAITING_BYTES, &mut limits.sockets.queue_bytes_max),
     ] {
         if let Some((number, _)) = reader.number(table, key, bounds) {
             *limit = usize::try_from(number).unwrap_or(usize::MAX);
         }
+    }
+    if let Some((idle, at)) = reader.find_time(table, "socket_idle") {
+        if idle < SOCKET_IDLE.0 || idle > SOCKET_IDLE.1 {
+            let start = reader.doc.offset(&at);
+            let message = format!("{} is out of range", span_text(idle));
+            let hint =
+                format!("write a span from {} to {}", span_text(SOCKET_IDLE.0), span_text(SOCKET_IDLE.1));
+            reader.error(start..start + 1, "limits.socket_idle", message, &hint);
+        }
+        limits.sockets.idle = idle;
     }
 }
 
@@ -253,7 +285,7 @@ fn own_jails(
             let table = Table { entries, key: &key };
             let mut rules = rules.clone();
             rules.read(reader, table, actions);
-            let draft = jail(reader, table, name.get_ref(), name.span(), rules.rules, filters);
+            let draft = jail(reader, table, (name.get_ref(), name.span()), rules.rules, filters, jails);
             if !jails.add(draft) {
                 let message = format!("more than {} sources in all", jails::SOURCES_MAX);
                 reader.error(name.span(), &key, message, "name fewer files, or use a pattern such as *.log");
@@ -265,13 +297,13 @@ fn own_jails(
 fn jail(
     reader: &mut Reader<'_>,
     table: Table<'_>,
-    name: &str,
-    span: Range<usize>,
+    (name, span): (&str, Range<usize>),
     rules: Rules,
     store: &mut FilterStore,
+    jails: &mut Jails,
 ) -> Draft {
     let errors_before = reader.findings.errors();
-    let known: Vec<&str> = JAIL_KEYS.iter().chain(&RULE_KEYS).copied().collect();
+    let known: Vec<&str> = JAIL_KEYS.iter().chain(&SOCKET_KEYS).chain(&RULE_KEYS).copied().collect();
     reader.only(table, &known);
     let enabled = reader.boolean(table, "enabled").is_none_or(|(enabled, _)| enabled);
     let mut files = Vec::new();
@@ -283,14 +315,17 @@ fn jail(
             None => files.push(path),
         }
     }
-    let key = table.key_of("socket");
-    let socket = reader.text(table, "socket").and_then(|(text, span)| reader.absolute(text, span, &key));
+    let mut sockets = sockets::read(reader, table);
+    if enabled {
+        sockets::agree(reader, table, &mut sockets, jails);
+    }
+    let stdin = reader.boolean(table, "stdin").is_some_and(|(stdin, _)| stdin);
     let ledger = reader.boolean(table, "ledger").is_some_and(|(ledger, _)| ledger);
     let named = reader.texts(table, "filters").unwrap_or_default();
     let has_inline = ["failregex", "filter"].iter().any(|key| reader.value(table, key).is_some());
     let journal = journal(reader, table);
-    let reads_lines =
-        ["files", "journal"].iter().any(|key| reader.value(table, key).is_some()) || socket.is_some();
+    let mut naming = ["files", "journal"].iter().chain(&NAMING_KEYS);
+    let reads_lines = naming.any(|key| reader.value(table, key).is_some()) || stdin;
     let has_filter = has_inline || !named.is_empty();
     // Bans are no lines: a jail that reads nothing else needs no filter.
     if enabled && (!ledger || reads_lines || has_filter) {
@@ -299,8 +334,9 @@ fn jail(
                 "add files = [\"/var/log/...\"] or journal = [\"_SYSTEMD_UNIT=...\"], or enabled = false";
             reader.error(span.clone(), &table.key_of("files"), "this jail reads nothing".to_owned(), hint);
         } else if files.is_empty()
-            && socket.is_none()
+            && sockets.is_empty()
             && journal.is_none()
+            && !stdin
             && reader.findings.errors() == errors_before
         {
             let hint = "add a file to the list, or enabled = false";
@@ -327,9 +363,10 @@ fn jail(
         at: reader.doc.place(span.start),
         origin: Origin::Toml,
         state: if enabled { JailState::Enabled } else { JailState::Disabled },
-        sources: jails::file_sources(files, socket)
-            .into_iter()
+        sources: (files.into_iter().map(SourceSpec::File))
+            .chain(sockets.into_iter().map(|(spec, ..)| SourceSpec::Socket(spec)))
             .chain(journal)
+            .chain(stdin.then_some(SourceSpec::Stdin))
             .chain(ledger.then_some(SourceSpec::Ledger))
             .collect(),
         filter_names: named

@@ -17,6 +17,7 @@ mod jails;
 mod main_file;
 mod reader;
 mod rules;
+mod sockets;
 
 pub use diagnostic::{ConfigErrors, DIAGNOSTICS_MAX, Diagnostic, FILE_BYTES_MAX, Severity, place_text};
 pub use fail2ban::read_fail2ban_filter;

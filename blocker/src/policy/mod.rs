@@ -19,6 +19,7 @@ mod action;
 mod escalation;
 mod formula;
 mod journal;
+mod socket;
 
 pub use action::{
     ACTION_TIMEOUT, ActionSpec, CommandLine, IGNORE_TIMEOUT, IgnoreCache, IgnoreCommand, TIMEOUT_MAX,
@@ -26,6 +27,7 @@ pub use action::{
 pub use escalation::{Escalation, MULTIPLIERS_MAX};
 pub use formula::{FORMULA_BYTES_MAX, FORMULA_DEFAULT, FORMULA_DEPTH_MAX, Formula, FormulaError, Known};
 pub use journal::{JOURNAL_TERMS_MAX, JournalGroup, JournalMatches};
+pub use socket::{Access, Form, SOCKET_MODE, SOCKETS_MAX, SocketAddress, SocketLimits, SocketSpec};
 
 /// Most lines that may be kept with the failures of one address.
 pub const MATCHES_MAX: u32 = 100;
@@ -182,8 +184,10 @@ pub enum Protocol {
 pub enum SourceSpec {
     /// A log file by path; any component may be a glob pattern (`*`, `?`, `[a-z]`).
     File(PathBuf),
-    /// A unix datagram socket that applications write lines to.
-    Socket(PathBuf),
+    /// A socket that applications or syslog daemons write to.
+    Socket(SocketSpec),
+    /// The agent's standard input.
+    Stdin,
     /// Entries of systemd's journal.
     Journal {
         /// Which ones.
@@ -208,6 +212,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Bytes of the lines that an imported filter with `maxlines` joins; default 262,144.
     pub joined_bytes_max: usize,
+    /// Bounds on sockets.
+    pub sockets: SocketLimits,
 }
 
 impl Default for Limits {
@@ -218,6 +224,7 @@ impl Default for Limits {
             offenders_max: 65_536,
             connections_max: CONNECTIONS_MAX,
             joined_bytes_max: JOINED_BYTES_MAX,
+            sockets: SocketLimits::default(),
         }
     }
 }

@@ -331,7 +331,7 @@ impl Translating<'_> {
             }
         }
         if !paths.is_empty() {
-            return Ok(jails::file_sources(paths, None));
+            return Ok(paths.into_iter().map(SourceSpec::File).collect());
         }
         let hint = "name the file: logpath = /var/log/..., or have the journal read: backend = systemd";
         Err(match self.spec.logpath.first() {

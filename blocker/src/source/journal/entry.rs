@@ -8,7 +8,7 @@
 use crate::{
     engine::SourceId,
     policy::{JournalGroup, JournalMatches},
-    source::file::LINE_BYTES_MAX,
+    source::{file::LINE_BYTES_MAX, line::escape},
 };
 
 /// What a line is made of.
@@ -106,18 +106,6 @@ impl Entry {
 /// Under which name an entry goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sender<'a>(Option<&'a [u8]>);
-
-/// Line breaks and NULs as people write them; everything else as it is.
-fn escape(bytes: &[u8], text: &mut Vec<u8>) {
-    for byte in bytes {
-        match byte {
-            b'\n' => text.extend_from_slice(b"\\n"),
-            b'\r' => text.extend_from_slice(b"\\r"),
-            0 => text.extend_from_slice(b"\\0"),
-            byte => text.push(*byte),
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {
