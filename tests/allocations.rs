@@ -84,6 +84,28 @@ fn a_line_that_does_not_match_allocates_nothing() {
         }
     }
     assert_eq!(costly, []);
+    let text = "field = 'request.msg'\nfailregex = ['^bad password: <ADDR>$']\n";
+    let spec = read_filter(text, Path::new("json.toml")).unwrap_or_else(|e| panic!("{e:?}"));
+    let filter = Filter::compile(spec).unwrap_or_else(|e| panic!("{e}"));
+    let mut matcher = SourceMatcher::new(vec![Arc::new(filter)]);
+    for line in [
+        r#"{"msg":"welcome"}"#,
+        r#"{"request":{"user":[1,{}],"m\u0073g":"\u0062ad passwort"},"x":"bad password: "}"#,
+        r#"{"request":"bad password: "}"#,
+        r#"{"request":{"msg":"bad password: nobody"}} "#,
+        r#"{"request":{"msg":"bad password: "}"#,
+    ] {
+        let look = |matcher: &mut SourceMatcher| {
+            let mut found = false;
+            matcher.scan(line.as_bytes(), clock, |line| found |= line.verdict(0).is_some());
+            found
+        };
+        // Its memory is kept from the first line on.
+        assert!(!look(&mut matcher), "{line}");
+        let before = ALLOCATIONS.get();
+        assert!(!look(&mut matcher));
+        assert_eq!(ALLOCATIONS.get() - before, 0, "{line}");
+    }
     // The count counts.
     let before = ALLOCATIONS.get();
     drop(std::hint::black_box(vec![0_u8; 100]));

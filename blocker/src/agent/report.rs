@@ -59,6 +59,8 @@ impl Agent {
             unanswered: counters.unanswered,
             spared: counters.spared,
             imagined_lost: counters.imagined_lost,
+            not_json: counters.losses.not_json,
+            no_field: counters.losses.no_field,
             gave_up: counters.losses.gave_up,
             connections_lost: counters.losses.connections,
             joined_lines_lost: counters.losses.lines,

@@ -136,6 +136,8 @@ fn asks(status: &Status) -> String {
         for (count, what) in [
             (jail.spared, "bans narrowed or not made, to spare who is never dropped"),
             (jail.imagined_lost, "imagined bans gave way to newer ones"),
+            (jail.not_json, "lines that are no JSON, or have its filters' field twice"),
+            (jail.no_field, "lines without a text in the `field` of its filters"),
             (jail.gave_up, "lines on which a pattern gave up; see `blocker filter lint`"),
             (
                 jail.connections_lost,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     filter::{
-        Dialect, Fail2banOptions, Filter, FilterSpec, Pattern, Place, Sample, SourceKind,
+        Dialect, Fail2banOptions, FieldPath, Filter, FilterSpec, Pattern, Place, Sample, SourceKind,
         imported::JOINED_LINES_MAX,
     },
     net::parse_address,
@@ -33,6 +33,7 @@ pub(super) const KEYS: &[&str] = &[
     "description",
     "dialect",
     "failregex",
+    "field",
     "ignoreregex",
     "newline_safe",
     "noaddress",
@@ -88,6 +89,7 @@ pub(super) fn read_table(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut F
         text.clone_into(&mut spec.description);
     }
     dialect(reader, table, spec);
+    field(reader, table, spec);
     spec.failregex = reader.patterns(table, "failregex");
     spec.ignoreregex = reader.patterns(table, "ignoreregex");
     spec.noaddress = reader.patterns(table, "noaddress");
@@ -112,6 +114,34 @@ pub(super) fn read_table(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut F
 fn pattern(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Option<Pattern> {
     let (text, span) = reader.text(table, name)?;
     Some(Pattern { text: text.to_owned(), at: reader.doc.place(span.start) })
+}
+
+/// The field of JSON lines that the patterns see.
+fn field(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut FilterSpec) {
+    let Some((text, span)) = reader.text(table, "field") else { return };
+    let key = table.key_of("field");
+    if spec.dialect == Dialect::Fail2ban {
+        let message = "fail2ban's language has no such key".to_owned();
+        reader.error(
+            span,
+            &key,
+            message,
+            "write the patterns in blocker's own language, or match the whole line",
+        );
+        return;
+    }
+    match FieldPath::parse(text) {
+        Ok(path) => spec.field = Some(path),
+        Err(why) => {
+            let message = format!("{text:?} names no field: {why}");
+            reader.error(
+                span,
+                &key,
+                message,
+                "write for example 'msg' or 'request.user', and '\\.' for a dot in a name",
+            );
+        }
+    }
 }
 
 /// Whose language the patterns are in, and what only fail2ban's has.

@@ -286,6 +286,12 @@ pub struct JailStatus {
     pub spared: u64,
     /// Bans it would have made, given up since too many were imagined at once.
     pub imagined_lost: u64,
+    /// Lines for its filters with a `field` that are no JSON, or have the field twice.
+    #[serde(default)]
+    pub not_json: u64,
+    /// Lines for its filters with a `field` in which that is missing, or no text.
+    #[serde(default)]
+    pub no_field: u64,
     /// Lines that a pattern of its filters gave up on, for taking more steps than it may.
     pub gave_up: u64,
     /// Connections that its imported filters forgot before their time, since there were too many.

@@ -13,6 +13,7 @@ use jiff::tz::{Offset, TimeZone};
 use super::{
     Filter, Rules, Verdict,
     date::{self, Clock},
+    field::Field,
     imported::{Failure, Losses, State},
     prefilter::{Candidates, Prefilter},
     regexp::LONG_BYTES,
@@ -34,6 +35,9 @@ pub struct SourceMatcher {
     memories: Vec<Option<Memory>>,
     /// By filter: searches in long lines that were left to a slower engine.
     slow: Vec<u64>,
+    /// By filter; `None` for those that see the line.
+    fields: Vec<Option<Field>>,
+    any_field: bool,
     /// Whether some filter is ours, and sees the line without the date that we find.
     any_native: bool,
     any_imported: bool,
@@ -67,6 +71,7 @@ pub struct Line<'a> {
     slow: &'a mut [u64],
     first_patterns: &'a [usize],
     candidates: &'a Candidates,
+    fields: &'a [Option<Field>],
     /// The line as it came, and decoded.
     bytes: &'a [u8],
     whole: &'a str,
@@ -88,8 +93,12 @@ impl Line<'_> {
         match &self.filters.get(filter)?.rules {
             Rules::Native(native) => {
                 let first = self.first_patterns.get(filter)?;
+                let text = match self.fields.get(filter) {
+                    Some(Some(field)) => field.text()?,
+                    _ => self.text,
+                };
                 let before = self.slow_searches(filter);
-                let verdict = native.verdict(self.text, |pattern| self.candidates.has(first + pattern));
+                let verdict = native.verdict(text, |pattern| self.candidates.has(first + pattern));
                 self.count_slow(filter, before);
                 verdict
             }
@@ -100,7 +109,11 @@ impl Line<'_> {
     /// The date the line carries in the eyes of the filter with this index, if it was found.
     pub fn date(&mut self, filter: usize) -> Option<Timestamp> {
         match &self.filters.get(filter)?.rules {
-            Rules::Native(_) => self.date.as_ref()?.at(self.clock),
+            Rules::Native(_) => {
+                let own = self.fields.get(filter).and_then(Option::as_ref);
+                let own = own.and_then(|field| field.date(self.clock));
+                own.or_else(|| self.date.as_ref()?.at(self.clock))
+            }
             Rules::Imported(_) => self.failure(filter)?.date,
         }
     }
@@ -150,7 +163,10 @@ impl SourceMatcher {
             Rules::Native(_) => None,
             Rules::Imported(rules) => Some(Memory { state: State::new(rules), asked: None }),
         });
+        let fields = filters.iter().map(|filter| filter.spec().field.clone().map(Field::new));
         Self {
+            fields: fields.collect(),
+            any_field: filters.iter().any(|filter| filter.spec().field.is_some()),
             memories: memories.collect(),
             slow: vec![0; filters.len()],
             any_imported: filters.iter().any(|filter| matches!(filter.rules, Rules::Imported(_))),
@@ -196,7 +212,10 @@ impl SourceMatcher {
     /// What its bounds have cost the filter with this index.
     pub fn losses(&self, filter: usize) -> Losses {
         let memory = self.memories.get(filter).and_then(Option::as_ref);
-        let losses = memory.map_or_else(Losses::default, |memory| memory.state.losses());
+        let mut losses = memory.map_or_else(Losses::default, |memory| memory.state.losses());
+        if let Some(Some(field)) = self.fields.get(filter) {
+            (losses.not_json, losses.no_field) = (field.not_json, field.no_field);
+        }
         Losses { slow: self.slow.get(filter).copied().unwrap_or(0), ..losses }
     }
 
@@ -248,6 +267,9 @@ impl SourceMatcher {
                 &self.scratch
             }
         };
+        if self.any_field {
+            read_fields(&mut self.fields, &self.first_patterns, &self.candidates, &whole);
+        }
         if self.clock_zone.0 != clock.utc_offset_secs {
             let offset = Offset::from_seconds(clock.utc_offset_secs).unwrap_or(Offset::UTC);
             self.clock_zone = (clock.utc_offset_secs, TimeZone::fixed(offset));
@@ -258,6 +280,7 @@ impl SourceMatcher {
             slow: &mut self.slow,
             first_patterns: &self.first_patterns,
             candidates: &self.candidates,
+            fields: &self.fields,
             bytes: line,
             whole: &whole,
             text,
@@ -275,6 +298,19 @@ impl SourceMatcher {
             if let Some(Some(memory)) = line.memories.get_mut(filter) {
                 memory.asked = None;
             }
+        }
+    }
+}
+
+/// Reads the fields of those filters that have a pattern worth trying on this line.
+fn read_fields(fields: &mut [Option<Field>], firsts: &[usize], candidates: &Candidates, line: &str) {
+    for (filter, field) in fields.iter_mut().enumerate() {
+        let Some(field) = field else { continue };
+        let first = firsts.get(filter).copied().unwrap_or(0);
+        if candidates.has_any(first..firsts.get(filter + 1).copied().unwrap_or(usize::MAX)) {
+            field.read(line);
+        } else {
+            field.clear();
         }
     }
 }

@@ -12,6 +12,8 @@
 //! | `split` | finds the address without captures, where the pattern's shape allows |
 //! | `literal` | the text a line must hold for a pattern to match |
 //! | `date` | finds the date of a line |
+//! | `field` | one field of JSON lines, for filters that name it |
+//! | `json` | JSON, read in place |
 //! | `imported` | filters in fail2ban's language, with what they remember from line to line |
 //! | `prefilter` | which lines of a block, and which patterns, are worth a look |
 //! | `matcher` | all filters of a source over whole blocks |
@@ -22,7 +24,9 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 pub mod date;
 mod dialect;
+mod field;
 pub mod imported;
+pub mod json;
 pub mod lint;
 mod literal;
 mod matcher;
@@ -33,6 +37,7 @@ mod split;
 mod trail;
 
 pub use date::Clock;
+pub use field::{FieldPath, PARTS_MAX as FIELD_PARTS_MAX};
 pub use imported::{Fail2banOptions, Losses};
 pub use matcher::{LINE_BYTES_MAX, Line, SourceMatcher};
 use pattern::{Compiled, whole_address};
@@ -50,6 +55,8 @@ pub struct FilterSpec {
     pub path: PathBuf,
     /// Whose pattern language it is in.
     pub dialect: Dialect,
+    /// Of JSON lines, the field whose text the patterns see; `None`: they see the line. Only for ours.
+    pub field: Option<FieldPath>,
     /// What makes a line a failure; in order, the first match wins.
     pub failregex: Vec<Pattern>,
     /// A match of one of these takes a failure back.
@@ -86,6 +93,7 @@ impl FilterSpec {
         let (options, others) = (&self.fail2ban, &other.fail2ban);
         let same_option = |one: &Option<Pattern>, two: &Option<Pattern>| same(one.as_slice(), two.as_slice());
         self.dialect == other.dialect
+            && self.field == other.field
             && same(&self.failregex, &other.failregex)
             && same(&self.ignoreregex, &other.ignoreregex)
             && same(&self.noaddress, &other.noaddress)
@@ -275,6 +283,9 @@ impl Filter {
     /// must see every line that could change what it remembers.
     fn required(&self) -> Vec<prefilter::Required> {
         match &self.rules {
+            Rules::Native(native) if self.spec.field.is_some() => {
+                native.required().into_iter().map(FieldPath::required).collect()
+            }
             Rules::Native(native) => native.required(),
             Rules::Imported(imported) => vec![imported.literals()],
         }

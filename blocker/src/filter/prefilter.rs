@@ -30,6 +30,12 @@ impl Candidates {
         self.0.get(pattern / 64).is_some_and(|word| word >> (pattern % 64) & 1 == 1)
     }
 
+    /// Whether one of these may match.
+    pub(super) fn has_any(&self, patterns: std::ops::Range<usize>) -> bool {
+        let known = patterns.start..patterns.end.min(self.0.len() * 64);
+        known.into_iter().any(|pattern| self.has(pattern))
+    }
+
     fn insert(&mut self, pattern: usize) {
         let word = pattern / 64;
         if word >= self.0.len() {

@@ -253,6 +253,10 @@ fn encoding_of(name: &Pattern) -> Result<Option<&'static Encoding>, FilterError>
 /// What the bounds on filters cost; all but the last concern imported ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
+    /// Lines that could have been failures by a field that they name twice, or that are no JSON.
+    pub not_json: u64,
+    /// Lines that could have been failures if they had that field, or a text in it.
+    pub no_field: u64,
     /// Lines that a pattern gave up on, for taking more steps than it may.
     pub gave_up: u64,
     /// Connections forgotten before their time, since there were too many.
@@ -265,6 +269,8 @@ pub struct Losses {
 
 impl std::ops::AddAssign for Losses {
     fn add_assign(&mut self, other: Self) {
+        self.not_json += other.not_json;
+        self.no_field += other.no_field;
         self.gave_up += other.gave_up;
         self.connections += other.connections;
         self.lines += other.lines;
@@ -306,7 +312,7 @@ impl State {
             gave_up: self.gave_up.get(),
             connections: self.connections.gave_way,
             lines: self.lines.gave_way,
-            slow: 0,
+            ..Losses::default()
         }
     }
 

@@ -13,14 +13,14 @@
 //! one of the latter blames the planted address, the filter is only as safe as that claim is true.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeSet, net::IpAddr, ops::Range, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr, ops::Range, sync::Arc};
 
 use regex::Regex;
 use regex_syntax::hir::{Capture, Class, Hir, HirKind, Repetition};
 
 use super::shape;
 use crate::{
-    filter::{Filter, FilterSpec, Pattern, Place, SAMPLE_CLOCK, SourceMatcher, Verdict, date},
+    filter::{FieldPath, Filter, FilterSpec, Pattern, Place, SAMPLE_CLOCK, SourceMatcher, Verdict, date},
     net,
 };
 
@@ -68,6 +68,8 @@ pub struct Forgery {
 #[derive(Debug)]
 pub struct Mutator {
     matcher: SourceMatcher,
+    /// Of JSON lines, where the text is that all else here is about.
+    field: Option<FieldPath>,
     targets: Vec<Target>,
     /// What stands before and behind the address in the samples.
     bridges: Vec<[String; 2]>,
@@ -102,6 +104,7 @@ impl Mutator {
     /// The places in the samples of `spec` and in `more` lines of its log.
     pub fn new(spec: &FilterSpec, filter: Arc<Filter>, more: &[String]) -> Self {
         let mut matcher = SourceMatcher::new(vec![filter]);
+        let path = spec.field.clone();
         let align = |patterns: &[Pattern]| {
             let hirs = patterns.iter().filter_map(|pattern| shape::expression(spec, pattern).ok());
             hirs.filter_map(|hir| Aligner::new(&hir)).collect::<Vec<_>>()
@@ -110,11 +113,16 @@ impl Mutator {
         aligners.extend(align(&spec.noaddress).into_iter().map(Aligner::without_words));
         let samples = spec.samples.iter().map(|sample| (sample.line.as_str(), sample.at.clone()));
         let more = more.iter().map(|line| (line.as_str(), Place::default()));
+        let seen = samples.chain(more).filter_map(|(line, at)| match &path {
+            None => Some((Cow::Borrowed(line), at)),
+            Some(path) => Some((Cow::Owned(path.text_in(line)?), at)),
+        });
         let mut targets = Vec::new();
         let mut address_places = Vec::new();
         let mut bridges = Vec::new();
-        for (line, at) in samples.chain(more) {
-            let blamed = blame(&mut matcher, line.as_bytes());
+        for (line, at) in seen {
+            let line = &*line;
+            let blamed = blame(&mut matcher, path.as_ref(), line);
             let hosts: Vec<Range<usize>> = blamed.iter().flat_map(|host| places_of(line, *host)).collect();
             for host in &hosts {
                 bridges.push([line[..host.start].to_owned(), line[host.end..].to_owned()]);
@@ -122,7 +130,7 @@ impl Mutator {
             for field in fields(line, &aligners) {
                 let is_apart =
                     hosts.iter().all(|host| host.end <= field.span.start || field.span.end <= host.start);
-                if blamed.is_none() && is_address_place(&mut matcher, line, &field.span) {
+                if blamed.is_none() && is_address_place(&mut matcher, path.as_ref(), line, &field.span) {
                     address_places.push((at.clone(), line[field.span].to_owned()));
                 } else if is_apart {
                     let is_failure = blamed.is_some();
@@ -130,7 +138,7 @@ impl Mutator {
                 }
             }
         }
-        Self { matcher, targets, bridges, address_places }
+        Self { matcher, field: path, targets, bridges, address_places }
     }
 
     /// Texts in lines that are no failures, where an address alone in their place would be blamed. They are taken to
@@ -164,7 +172,14 @@ impl Mutator {
             for _ in 0..lines {
                 let target = random.below(self.targets.len());
                 made.push((target, block.len()));
-                self.mutant(target, keeps_claims, &mut random, &mut block);
+                match &self.field {
+                    None => self.mutant(target, keeps_claims, &mut random, &mut block),
+                    Some(path) => {
+                        let mut text = String::new();
+                        self.mutant(target, keeps_claims, &mut random, &mut text);
+                        block += &path.line_with(&text);
+                    }
+                }
                 block.push('\n');
             }
             done.mutants += lines;
@@ -180,7 +195,7 @@ impl Mutator {
             if let Some(address) = caught {
                 done.forged = made.into_iter().find_map(|(target, start)| {
                     let line = block[start..].split('\n').next().unwrap_or("");
-                    (blame(&mut self.matcher, line.as_bytes()) == Some(address)).then(|| Forgery {
+                    (scanned(&mut self.matcher, line) == Some(address)).then(|| Forgery {
                         at: self.targets[target].at.clone(),
                         line: line.to_owned(),
                         planted: address,
@@ -262,9 +277,17 @@ fn place(text: &str, random: &mut Random) -> usize {
     at
 }
 
-fn blame(matcher: &mut SourceMatcher, line: &[u8]) -> Option<IpAddr> {
+/// Who is blamed for this text, in its field if it has one.
+fn blame(matcher: &mut SourceMatcher, path: Option<&FieldPath>, text: &str) -> Option<IpAddr> {
+    match path {
+        None => scanned(matcher, text),
+        Some(path) => scanned(matcher, &path.line_with(text)),
+    }
+}
+
+fn scanned(matcher: &mut SourceMatcher, line: &str) -> Option<IpAddr> {
     let mut found = None;
-    matcher.scan(line, SAMPLE_CLOCK, |line| found = line.verdict(0));
+    matcher.scan(line.as_bytes(), SAMPLE_CLOCK, |line| found = line.verdict(0));
     match found {
         Some(Verdict::Blame(address)) => Some(address),
         _ => None,
@@ -272,10 +295,15 @@ fn blame(matcher: &mut SourceMatcher, line: &[u8]) -> Option<IpAddr> {
 }
 
 /// Whether an address at this place of the line, and nothing else there, is blamed.
-fn is_address_place(matcher: &mut SourceMatcher, line: &str, span: &Range<usize>) -> bool {
+fn is_address_place(
+    matcher: &mut SourceMatcher,
+    path: Option<&FieldPath>,
+    line: &str,
+    span: &Range<usize>,
+) -> bool {
     let mut alone = line.to_owned();
     alone.replace_range(span.clone(), PLANTED[0]);
-    blame(matcher, alone.as_bytes()) == net::parse_address(PLANTED[0])
+    blame(matcher, path, &alone) == net::parse_address(PLANTED[0])
 }
 
 /// Every place in `line` where this address is written.
