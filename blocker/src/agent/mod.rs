@@ -194,10 +194,10 @@ impl Agent {
             .map_err(|error| Error::Start(format!("read the journal: {error}")))?;
         let mut sockets =
             SocketSource::new().map_err(|error| Error::Start(format!("listen on sockets: {error}")))?;
-        let deaf = sockets.set_sources(&socket_specs(&config), config.policy.limits.sockets);
+        sockets.set_sources(&socket_specs(&config), config.policy.limits.sockets);
         let stdin = options.stdin.then(|| stdin(&config)).transpose()?;
         let warnings = config.warnings.iter().map(ToString::to_string);
-        let warnings = warnings.chain(stored.notes).chain(stored.read.refused).chain(deaf).collect();
+        let warnings = warnings.chain(stored.notes).chain(stored.read.refused).collect();
         let instant = now();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
@@ -372,6 +372,9 @@ impl Agent {
         for warning in &self.warnings {
             warn!("{warning}");
         }
+        for trouble in self.sockets.troubles() {
+            error!("{trouble}");
+        }
     }
 
     // Inputs.
@@ -478,21 +481,21 @@ impl Agent {
             self.warnings.push(warning);
         }
         let limits = self.config.policy.limits.sockets;
-        for trouble in self.sockets.set_sources(&socket_specs(&self.config), limits) {
-            error!("{trouble}");
-            self.warnings.push(trouble);
-        }
+        self.sockets.set_sources(&socket_specs(&self.config), limits);
+        let troubles = self.sockets.troubles();
+        troubles.iter().for_each(|trouble| error!("{trouble}"));
         self.drain();
         self.reconcile();
         info!("reloaded {}: {} jails", self.config.path.display(), self.config.policy.jails.len());
-        Ok(serde_json::json!({ "jails": self.config.policy.jails.len(), "warnings": self.warnings }))
+        let warnings: Vec<&String> = self.warnings.iter().chain(&troubles).collect();
+        Ok(serde_json::json!({ "jails": self.config.policy.jails.len(), "warnings": warnings }))
     }
 
     // Upkeep.
 
     fn keep_house(&mut self) {
         self.keep_if_read();
-        let _said_in_status = self.sockets.open_missing();
+        self.sockets.open_missing();
         let found = protected::discover().prefixes;
         if found != self.config.policy.protected {
             info!("protected addresses changed: {} now", found.len());

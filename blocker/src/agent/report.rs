@@ -73,6 +73,7 @@ impl Agent {
             format!("{}; {}", self.why, description.reason)
         };
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.sockets.troubles());
         if !xdp::is_built_in() {
             warnings.push(XDP_NOT_BUILT_IN.to_owned());
         }

@@ -105,7 +105,7 @@ impl SocketSpec {
             }
             SocketAddress::Datagram(_) | SocketAddress::Stream(_) => ["root".to_owned()]
                 .into_iter()
-                .chain(access.users.iter().map(|user| format!("user {user}")))
+                .chain(access.users.iter().filter(|user| **user != 0).map(|user| format!("user {user}")))
                 .chain(access.groups.iter().map(|group| format!("group {group}")))
                 .collect(),
         };

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `listener` | a socket: how it is made, what is counted |
 //! | `receiver` | the thread: messages, connections, bounds |
+//! | `sender` | who sent a message |
 //! | `framing` | from a connection's bytes to messages |
 //! | `syslog` | from a syslog message to a line |
 #![forbid(unsafe_code)]
@@ -39,6 +40,7 @@ use receiver::{Receiving, Request, Shown};
 pub mod framing;
 mod listener;
 mod receiver;
+mod sender;
 pub mod syslog;
 
 /// How long the thread may take to say how it is.
@@ -103,9 +105,9 @@ impl SocketSource {
         Ok(Self { outlet, intake, sockets: Vec::new(), next_key: 0, limits, thread: None })
     }
 
-    /// Listens on these from now on; sockets that stay are never closed, and so lose nothing. Returns why some cannot
-    /// be listened on.
-    pub fn set_sources(&mut self, specs: &[(SourceId, SocketSpec)], limits: SocketLimits) -> Vec<String> {
+    /// Listens on these from now on; sockets that stay are never closed, and so lose nothing. What cannot be listened on
+    /// is in [`SocketSource::troubles`].
+    pub fn set_sources(&mut self, specs: &[(SourceId, SocketSpec)], limits: SocketLimits) {
         self.limits = limits;
         let mut before = std::mem::take(&mut self.sockets);
         for (source, spec) in specs {
@@ -129,8 +131,7 @@ impl SocketSource {
             self.sockets.push(Socket { key, source: *source, spec: spec.clone(), trouble });
         }
         if self.sockets.is_empty() {
-            self.end();
-            return Vec::new();
+            return self.end();
         }
         let access = |socket: &Socket| (socket.key, socket.spec.access.clone().unwrap_or_default());
         let kept = self.sockets.iter().map(access).collect();
@@ -140,12 +141,11 @@ impl SocketSource {
             // A socket that goes has to be closed before another takes its name.
             let _closed = self.report();
         }
-        self.open_missing()
+        self.open_missing();
     }
 
-    /// Tries again to listen on what could not be listened on. Returns what is in the way.
-    pub fn open_missing(&mut self) -> Vec<String> {
-        let mut troubles = Vec::new();
+    /// Tries again to listen on what could not be listened on.
+    pub fn open_missing(&mut self) {
         for at in 0..self.sockets.len() {
             let Some(Socket { key, spec, .. }) =
                 self.sockets.get(at).filter(|socket| socket.trouble.is_some())
@@ -162,16 +162,17 @@ impl SocketSource {
                     self.ask(Request::Add(key, Box::new(listener)));
                     None
                 }
-                Err(error) => {
-                    troubles.push(error.to_string());
-                    Some(error.to_string())
-                }
+                Err(error) => Some(error.to_string()),
             };
             if let Some(socket) = self.sockets.get_mut(at) {
                 socket.trouble = trouble;
             }
         }
-        troubles
+    }
+
+    /// Why some of what is wanted is not listened on.
+    pub fn troubles(&self) -> Vec<String> {
+        self.sockets.iter().filter_map(|socket| socket.trouble.clone()).collect()
     }
 
     /// Hands out the lines that have arrived, up to about a MiB. If there is more, the descriptor stays readable.

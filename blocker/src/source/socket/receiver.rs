@@ -6,9 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::IoSliceMut,
-    net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender},
@@ -16,10 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrStorage, UnixCredentials, getsockopt, recvmsg,
-    sockopt::PeerCredentials,
-};
 use rustix::{
     event::epoll,
     io::Errno,
@@ -29,6 +23,7 @@ use rustix::{
 use super::{
     framing::{Cut, Framer, Framing},
     listener::Listener,
+    sender::{Received, Sender, receive},
     syslog,
 };
 use crate::{
@@ -44,8 +39,8 @@ use crate::{
 const MESSAGES_MAX: usize = 256;
 /// Connections accepted from one socket before the next has its turn.
 const ACCEPTS_MAX: usize = 64;
-/// What one read takes from a connection.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes of lines taken from one socket before the next has its turn.
+const TURN_BYTES_MAX: usize = 64 * 1024;
 /// How long a socket is left alone for which the kernel had no descriptor or memory.
 const PAUSE: Duration = Duration::from_secs(1);
 /// When all connections are taken, one that has said nothing for so long gives way to a new one.
@@ -54,7 +49,7 @@ const SILENT: Duration = Duration::from_secs(10);
 /// What the loop asks of the thread.
 pub(super) enum Request {
     /// Listen on these, by key, and on no others.
-    Keep(Vec<(u32, Access)>),
+    Keep(BTreeMap<u32, Access>),
     /// Listen on this as well.
     Add(u32, Box<Listener>),
     /// Hold to these bounds.
@@ -95,6 +90,7 @@ pub(super) struct Receiving {
 /// A sender that is connected.
 pub(super) struct Connection {
     listener: u32,
+    sender: Sender,
     socket: OwnedFd,
     framer: Framer,
     /// When it last completed a message.
@@ -174,16 +170,7 @@ impl Receiving {
             match request {
                 Request::Stop => return false,
                 Request::Limit(limits) => self.limits = limits,
-                Request::Keep(kept) => {
-                    let kept: BTreeMap<u32, Access> = kept.into_iter().collect();
-                    self.listeners.retain(|key, _| kept.contains_key(key));
-                    self.connections.retain(|_, connection| kept.contains_key(&connection.listener));
-                    for (key, access) in kept {
-                        if let Some(listener) = self.listeners.get_mut(&key) {
-                            listener.access = access;
-                        }
-                    }
-                }
+                Request::Keep(kept) => self.keep(kept),
                 Request::Add(key, listener) => {
                     if self.watch(&listener.socket, Token::Listener(key)).is_ok() {
                         self.listeners.insert(key, *listener);
@@ -196,6 +183,21 @@ impl Receiving {
             }
         }
         true
+    }
+
+    /// Closes the other sockets, and connections of those who may not write any more.
+    fn keep(&mut self, mut kept: BTreeMap<u32, Access>) {
+        self.connections.retain(|_, connection| {
+            kept.get(&connection.listener)
+                .is_some_and(|access| connection.sender.may_write(access, self.own_user))
+        });
+        self.listeners.retain(|key, listener| match kept.remove(key) {
+            Some(access) => {
+                listener.access = access;
+                true
+            }
+            None => false,
+        });
     }
 
     fn report(&self) -> BTreeMap<u32, Shown> {
@@ -221,12 +223,9 @@ impl Receiving {
     /// Takes datagrams.
     fn messages(&mut self, key: u32) {
         let Some(listener) = self.listeners.get_mut(&key) else { return };
-        self.buffer.resize(LINE_BYTES_MAX.max(READ_BYTES), 0);
+        self.buffer.resize(LINE_BYTES_MAX, 0);
         for _ in 0..MESSAGES_MAX {
-            let received = match &listener.spec.address {
-                SocketAddress::Udp(_) => from_address(&listener.socket, &mut self.buffer),
-                _ => from_process(&listener.socket, &mut self.buffer),
-            };
+            let received = receive(&listener.spec.address, &listener.socket, &mut self.buffer);
             let Received { length, cut, sender, kernel_dropped } = match received {
                 Ok(received) => received,
                 Err(nix::Error::EAGAIN) => return,
@@ -247,6 +246,9 @@ impl Receiving {
             let message = self.buffer.get(..length).unwrap_or_default();
             take_message(listener, message, &self.arrived.1, &mut self.lines);
             self.lines.mark(key);
+            if self.lines.text.len() >= TURN_BYTES_MAX {
+                return;
+            }
         }
     }
 
@@ -262,12 +264,7 @@ impl Receiving {
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(_) => return pause(&self.epoll, key, listener),
             };
-            let sender = match &listener.spec.address {
-                SocketAddress::Tcp(_) => {
-                    Sender::Address(address.and_then(|address| SocketAddr::try_from(address).ok()))
-                }
-                _ => Sender::Process(getsockopt(&socket, PeerCredentials).ok()),
-            };
+            let sender = Sender::connected(&listener.spec.address, &socket, address);
             if !sender.may_write(&listener.access, self.own_user) {
                 listener.refuse(|| sender.to_string());
                 continue;
@@ -283,7 +280,7 @@ impl Receiving {
             self.next_connection = id.wrapping_add(1);
             if self.watch(&socket, Token::Connection(id)).is_ok() {
                 let (framer, heard) = (Framer::new(framing), Instant::now());
-                self.connections.insert(id, Connection { listener: key, socket, framer, heard });
+                self.connections.insert(id, Connection { listener: key, sender, socket, framer, heard });
             }
         }
     }
@@ -310,7 +307,7 @@ impl Receiving {
     fn read(&mut self, id: u32) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(listener) = self.listeners.get_mut(&connection.listener) else { return };
-        self.buffer.resize(LINE_BYTES_MAX.max(READ_BYTES), 0);
+        self.buffer.resize(LINE_BYTES_MAX, 0);
         let length = match rustix::io::read(&connection.socket, &mut self.buffer) {
             Err(Errno::AGAIN | Errno::INTR) => return,
             Ok(length) => length,
@@ -381,10 +378,6 @@ impl Receiving {
             .map(|(id, _)| *id)
             .collect();
         silent.into_iter().for_each(|id| self.close_idle(id));
-        if self.listeners.is_empty() || self.connections.is_empty() {
-            // Whoever is only listened to with no lines now needs no buffer.
-            self.buffer.shrink_to(READ_BYTES);
-        }
     }
 
     fn look_at_the_clock(&mut self) {
@@ -417,91 +410,4 @@ fn take_message(listener: &mut Listener, message: &[u8], arrived: &str, lines: &
         Outcome::Empty => listener.counters.empty += 1,
         Outcome::TooLong => listener.counters.too_long += 1,
     }
-}
-
-/// Who sends, as the kernel knows it.
-#[derive(Clone, Copy, Debug)]
-enum Sender {
-    Process(Option<UnixCredentials>),
-    Address(Option<SocketAddr>),
-}
-
-impl Sender {
-    fn may_write(&self, access: &Access, own_user: u32) -> bool {
-        match self {
-            Self::Process(Some(who)) => access.admits(who.uid(), who.gid(), own_user),
-            Self::Address(Some(address)) => access.admits_address(address.ip()),
-            Self::Process(None) | Self::Address(None) => false,
-        }
-    }
-}
-
-impl std::fmt::Display for Sender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Process(Some(who)) => {
-                write!(f, "user {}, group {}, process {}", who.uid(), who.gid(), who.pid())
-            }
-            Self::Address(Some(address)) => write!(f, "{}", address.ip().to_canonical()),
-            Self::Process(None) | Self::Address(None) => f.write_str("nobody knows who"),
-        }
-    }
-}
-
-/// One datagram.
-struct Received {
-    length: usize,
-    /// It was longer than the buffer.
-    cut: bool,
-    sender: Sender,
-    /// Datagrams that the kernel has dropped from this socket so far, when that has grown.
-    kernel_dropped: Option<u32>,
-}
-
-/// From a unix socket. Descriptors that come along find no room beside the credentials, so the kernel closes them.
-fn from_process(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<Received> {
-    let mut space = nix::cmsg_space!(UnixCredentials);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
-    let credentials = message.cmsgs().ok().and_then(|mut parts| {
-        parts.find_map(|part| match part {
-            ControlMessageOwned::ScmCredentials(who) => Some(who),
-            _ => None,
-        })
-    });
-    Ok(Received {
-        length: message.bytes,
-        cut: message.flags.contains(MsgFlags::MSG_TRUNC),
-        sender: Sender::Process(credentials),
-        kernel_dropped: None,
-    })
-}
-
-/// From a UDP socket.
-fn from_address(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<Received> {
-    let mut space = nix::cmsg_space!(u32);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT)?;
-    let kernel_dropped = message.cmsgs().ok().and_then(|mut parts| {
-        parts.find_map(|part| match part {
-            ControlMessageOwned::RxqOvfl(dropped) => Some(dropped),
-            _ => None,
-        })
-    });
-    let address = message.address.and_then(|address| {
-        let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
-    });
-    Ok(Received {
-        length: message.bytes,
-        cut: message.flags.contains(MsgFlags::MSG_TRUNC),
-        sender: Sender::Address(address),
-        kernel_dropped,
-    })
 }
