@@ -17,7 +17,8 @@ use std::{
 
 use blocker::{
     engine::{Reading, SourceId},
-    source::{FileSource, Options, Position},
+    source::{FileSource, FirstStart, Options, Position},
+    time::Timestamp,
 };
 
 #[path = "tail/model.rs"]
@@ -35,7 +36,7 @@ struct Reader {
 impl Reader {
     fn new(paths: &[&Path], positions: Vec<Position>, now: Instant) -> Self {
         let files: Vec<_> = paths.iter().map(|path| (SOURCE, path.to_path_buf())).collect();
-        let source = FileSource::new(&files, positions, Options::default()).expect("inotify");
+        let source = FileSource::new(&files, positions, Options::default(), None).expect("inotify");
         Self { source, now, lines: Vec::new() }
     }
 
@@ -126,6 +127,42 @@ fn a_file_is_read_from_its_end_and_then_as_it_grows() {
 }
 
 #[test]
+fn a_file_that_was_never_read_is_read_from_the_time_that_counts() {
+    let (directory, path) = scratch();
+    let date_of = |line: &[u8]| {
+        let text = std::str::from_utf8(line).ok()?;
+        text.split(' ').next()?.parse().ok().map(Timestamp::from_secs)
+    };
+    let since = |_: SourceId| Timestamp::from_secs(90_000);
+    let start = |path: &Path| {
+        let first = FirstStart { since: &since, date_of: &date_of };
+        let files = [(SOURCE, path.to_path_buf())];
+        let source = FileSource::new(&files, Vec::new(), Options::default(), Some(&first)).expect("inotify");
+        Reader { source, now: Instant::now(), lines: Vec::new() }
+    };
+    let log: String = (0..100_000).map(|second| format!("{second} something\n")).collect();
+    fs::write(&path, &log).expect("write");
+    fs::write(directory.path().join("undated.log"), "who knows when\n".repeat(100_000)).expect("write");
+
+    let mut reader = start(&path);
+    append(&path, "100000 new\n");
+    for _ in 0..9 {
+        reader.poll();
+    }
+    let numbers: Vec<i64> =
+        reader.lines.iter().filter_map(|(_, line)| line.split(' ').next()?.parse().ok()).collect();
+    assert_eq!(numbers, (90_000..=100_000).collect::<Vec<_>>());
+    assert_eq!(reader.lines.first().map(|line| line.0), Some(Reading::CatchingUp));
+    assert_eq!(reader.lines.last().map(|line| line.0), Some(Reading::Live));
+
+    // Where no line says when it was written, what was there may be of any time.
+    let mut undated = start(&directory.path().join("undated.log"));
+    append(&directory.path().join("undated.log"), "new\n");
+    undated.poll();
+    assert_eq!(undated.texts(), ["new"]);
+}
+
+#[test]
 fn lines_over_64_kib_are_skipped_and_counted_wherever_they_lie() {
     let (_directory, path) = scratch();
     append(&path, "");
@@ -149,7 +186,7 @@ fn bytes_that_are_not_text_pass_unchanged() {
     let (_directory, path) = scratch();
     append(&path, "");
     let files = [(SOURCE, path.clone())];
-    let mut source = FileSource::new(&files, Vec::new(), Options::default()).expect("inotify");
+    let mut source = FileSource::new(&files, Vec::new(), Options::default(), None).expect("inotify");
     let line = b"user \xff\xfe\0 \r\n";
     OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(line)).expect("write");
     let mut got = Vec::new();
@@ -334,13 +371,13 @@ fn one_file_serves_several_sources_and_several_names() {
     let hard = directory.path().join("same.log");
     fs::hard_link(&path, &hard).expect("link");
     let files = [(SourceId(1), path.clone()), (SourceId(2), path.clone()), (SourceId(3), hard.clone())];
-    let mut source = FileSource::new(&files, Vec::new(), Options::default()).expect("inotify");
+    let mut source = FileSource::new(&files, Vec::new(), Options::default(), None).expect("inotify");
     let mut got = Vec::new();
     append(&path, "a\n");
     source.poll(Instant::now(), &mut |source, _, _| got.push(source.0));
     got.sort_unstable();
     assert_eq!(got, [1, 2, 3]);
-    source.set_files(&files[2..]);
+    source.set_files(&files[2..], None);
     append(&path, "b\n");
     got.clear();
     source.poll(Instant::now(), &mut |source, _, _| got.push(source.0));
@@ -407,7 +444,7 @@ fn the_budget_bounds_a_poll_and_every_file_has_its_turn() {
     let files: Vec<_> =
         paths.iter().enumerate().map(|(id, path)| (SourceId(id as u16), path.clone())).collect();
     let options = Options { budget: 768 * 1024, ..Options::default() };
-    let mut source = FileSource::new(&files, Vec::new(), options).expect("inotify");
+    let mut source = FileSource::new(&files, Vec::new(), options, None).expect("inotify");
     paths.iter().for_each(|path| append(path, &"0123456789abcde\n".repeat(65_536)));
     let mut bytes = [0; 3];
     let next =

@@ -32,6 +32,7 @@ use crate::{
     },
     enforce::{EnforceError, Enforcer, Keep, xdp},
     engine::{Engine, Input, Kept, Reading, RequestId, SourceId},
+    filter::date::{self, Clock},
     policy::{SocketSpec, SourceSpec},
     source::{SocketSource, StdinSource, file, journal},
     store::{Store, StoreError},
@@ -187,10 +188,19 @@ impl Agent {
         let (mut store, mut stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
         migration::take_over(&config, &mut store, &mut stored, now());
         let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
+        let instant = now();
         let positions = keep::Positions::read(&mut stored.read);
-        let files = file::FileSource::new(&file_specs(&config), positions.files, file::Options::default())
-            .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
-        let journal = journal::JournalSource::new(&journal_specs(&config), &positions.journals)
+        let files = file::FileSource::new(
+            &file_specs(&config),
+            positions.files,
+            file::Options::default(),
+            Some(&file::FirstStart {
+                since: &|source| since(&config, source, instant),
+                date_of: &|line| date_of(&config, line, instant),
+            }),
+        )
+        .map_err(|error| Error::Start(format!("watch log files with inotify: {error}")))?;
+        let journal = journal::JournalSource::new(&journal_specs(&config, instant), &positions.journals)
             .map_err(|error| Error::Start(format!("read the journal: {error}")))?;
         let mut sockets =
             SocketSource::new().map_err(|error| Error::Start(format!("listen on sockets: {error}")))?;
@@ -198,7 +208,6 @@ impl Agent {
         let stdin = options.stdin.then(|| stdin(&config)).transpose()?;
         let warnings = config.warnings.iter().map(ToString::to_string);
         let warnings = warnings.chain(stored.notes).chain(stored.read.refused).collect();
-        let instant = now();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
         policy.seed = RandomState::new().hash_one(0);
@@ -474,8 +483,13 @@ impl Agent {
         // What has arrived was sent to the jails as they were.
         self.poll_sockets();
         self.engine.set_policy(now(), self.config.policy.clone());
-        self.files.set_files(&file_specs(&self.config));
-        if let Err(error) = self.journal.set_sources(&journal_specs(&self.config)) {
+        let (config, instant) = (&self.config, now());
+        let first = file::FirstStart {
+            since: &|source| since(config, source, instant),
+            date_of: &|line| date_of(config, line, instant),
+        };
+        self.files.set_files(&file_specs(config), Some(&first));
+        if let Err(error) = self.journal.set_sources(&journal_specs(config, instant)) {
             let warning = format!("the journal is not read until the next reload: {error}");
             error!("{warning}");
             self.warnings.push(warning);
@@ -513,6 +527,18 @@ fn recent_horizon(config: &Config, now: Timestamp) -> Timestamp {
     now.saturating_sub(longest)
 }
 
+/// From when on lines of a source count in some jail: where it is begun if it was never read.
+fn since(config: &Config, source: SourceId, now: Timestamp) -> Timestamp {
+    let jails = config.policy.jails.iter().filter(|jail| jail.sources.contains(&source));
+    now.saturating_sub(jails.map(|jail| jail.findtime).max().unwrap_or_default())
+}
+
+/// What a line's date says, where it is of a form that needs no filter's help.
+fn date_of(config: &Config, line: &[u8], now: Timestamp) -> Option<Timestamp> {
+    let clock = Clock { now, utc_offset_secs: config.policy.utc_offset_secs };
+    date::find(&String::from_utf8_lossy(line))?.at(clock)
+}
+
 fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
     let specs = config.policy.sources.iter().enumerate();
     specs
@@ -523,15 +549,20 @@ fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
         .collect()
 }
 
-fn journal_specs(config: &Config) -> Vec<journal::JournalSpec> {
+fn journal_specs(config: &Config, now: Timestamp) -> Vec<journal::JournalSpec> {
     let specs = config.policy.sources.iter().enumerate();
     specs
         .filter_map(|(index, spec)| match spec {
-            SourceSpec::Journal { matches, namespace } => Some(journal::JournalSpec {
-                source: SourceId(u16::try_from(index).ok()?),
-                matches: matches.clone(),
-                namespace: namespace.clone(),
-            }),
+            SourceSpec::Journal { matches, namespace } => {
+                let source = SourceId(u16::try_from(index).ok()?);
+                let since = since(config, source, now);
+                Some(journal::JournalSpec {
+                    source,
+                    matches: matches.clone(),
+                    namespace: namespace.clone(),
+                    since,
+                })
+            }
             _ => None,
         })
         .collect()

@@ -11,7 +11,7 @@ pub mod line;
 pub mod socket;
 pub mod stdin;
 
-pub use file::{FileSource, FileStatus, Options, Position};
+pub use file::{FileSource, FileStatus, FirstStart, Options, Position};
 pub use journal::JournalSource;
 pub use socket::SocketSource;
 pub use stdin::StdinSource;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod expand;
+mod first;
 mod glob;
 mod open;
 mod place;
@@ -22,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use first::FirstStart;
 pub use place::FILES_MAX;
 pub use position::{Mark, Position};
 pub use tail::LINE_BYTES_MAX;
@@ -104,7 +106,7 @@ impl AsFd for FileSource {
 impl FileSource {
     /// Opens what is there. Any component of a path may be a pattern (`*`, `?`, `[a-z]`).
     ///
-    /// A file without a position is read from its end; with one, from there.
+    /// A file with a position is read from there; one without from where `first` says, or from its end.
     ///
     /// # Errors
     /// Only if there is no inotify instance to be had; what is wrong with a file is in [`FileSource::status`].
@@ -112,6 +114,7 @@ impl FileSource {
         files: &[(SourceId, PathBuf)],
         positions: Vec<Position>,
         options: Options,
+        first: Option<&FirstStart<'_>>,
     ) -> io::Result<Self> {
         let mut source = Self {
             watch: Watch::new()?,
@@ -126,16 +129,21 @@ impl FileSource {
             unwatched_at: None,
             sweep_at: None,
         };
-        source.arrange(files, positions);
+        source.arrange(files, positions, first);
         Ok(source)
     }
 
-    /// Reads these files from now on; those that stay are read on where they are.
-    pub fn set_files(&mut self, files: &[(SourceId, PathBuf)]) {
-        self.arrange(files, Vec::new());
+    /// Reads these files from now on; those that stay are read on where they are, others as by [`FileSource::new`].
+    pub fn set_files(&mut self, files: &[(SourceId, PathBuf)], first: Option<&FirstStart<'_>>) {
+        self.arrange(files, Vec::new(), first);
     }
 
-    fn arrange(&mut self, files: &[(SourceId, PathBuf)], positions: Vec<Position>) {
+    fn arrange(
+        &mut self,
+        files: &[(SourceId, PathBuf)],
+        positions: Vec<Position>,
+        first: Option<&FirstStart<'_>>,
+    ) {
         // Those of another version are not understood: their files are read as if new.
         let positions: Vec<Position> = positions.into_iter().filter(|position| position.v == 1).collect();
         let mut wanted: BTreeMap<PathBuf, BTreeSet<SourceId>> = BTreeMap::new();
@@ -166,7 +174,7 @@ impl FileSource {
             let stored = positions.iter().filter(|position| place.covers(&position.path)).cloned().collect();
             place = Place::new(place.id, place.path, stored);
             place.sources = sources;
-            place.look(Instant::now(), self.options.drain_time, &mut self.watch);
+            place.look(Instant::now(), self.options.drain_time, &mut self.watch, first);
             self.places.insert(place.id, place);
             self.next_place += 1;
         }
@@ -187,7 +195,7 @@ impl FileSource {
                     place.settle();
                 }
                 if place.stale {
-                    place.look(now, self.options.drain_time, &mut self.watch);
+                    place.look(now, self.options.drain_time, &mut self.watch, None);
                 }
             }
             if quiet {

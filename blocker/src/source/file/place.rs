@@ -20,6 +20,7 @@ use std::{
 
 use super::{
     expand::Pattern,
+    first::{self, FirstStart},
     glob, open,
     position::{Position, path_text},
     tail::{Counters, Identity, Tail},
@@ -221,7 +222,13 @@ impl Place {
     }
 
     /// Brings what is read in line with what the names mean now.
-    pub(crate) fn look(&mut self, now: Instant, drain_time: Duration, watch: &mut Watch) {
+    pub(crate) fn look(
+        &mut self,
+        now: Instant,
+        drain_time: Duration,
+        watch: &mut Watch,
+        start: Option<&FirstStart<'_>>,
+    ) {
         self.stale = false;
         self.watch_directories(watch);
         let first = self.stored.is_some();
@@ -253,7 +260,7 @@ impl Place {
         let mut paths = self.list();
         paths.extend(self.slots.keys().cloned());
         for path in paths {
-            self.look_at(&path, first, now, drain_time);
+            self.look_at(&path, first, start, now, drain_time);
         }
         if self.is_pattern() {
             self.slots.retain(|path, slot| !slot.tails.is_empty() || fs::symlink_metadata(path).is_ok());
@@ -353,6 +360,18 @@ impl Place {
         Tail::from_start(file, reading)
     }
 
+    /// A tail for a file that was there before anybody read it.
+    fn begin_unread(&self, file: File, start: Option<&FirstStart<'_>>) -> io::Result<Tail> {
+        let size = file.metadata()?.len();
+        let since = start.and_then(|start| self.sources.iter().map(|source| (start.since)(*source)).min());
+        if let (Some(start), Some(since)) = (start, since)
+            && let Some(offset) = first::find(&file, size, since, start.date_of)?
+        {
+            return Tail::from_line(file, offset);
+        }
+        Tail::from_end(file, size)
+    }
+
     /// The paths that the pattern matches now.
     fn list(&mut self) -> BTreeSet<PathBuf> {
         let Some(pattern) = &self.pattern else { return BTreeSet::from([self.path.clone()]) };
@@ -366,7 +385,14 @@ impl Place {
     }
 
     /// Compares what a path means with what is read under it.
-    fn look_at(&mut self, path: &Path, first: bool, now: Instant, drain_time: Duration) {
+    fn look_at(
+        &mut self,
+        path: &Path,
+        first: bool,
+        start: Option<&FirstStart<'_>>,
+        now: Instant,
+        drain_time: Duration,
+    ) {
         let found = open::identify(path);
         let slot = self.slots.entry(path.to_owned()).or_default();
         slot.alias = None;
@@ -401,7 +427,7 @@ impl Place {
             let tail = match blocked {
                 _ if seen || (first && self.resumed) => self.begin(file, Reading::CatchingUp),
                 Some((blocked, size)) if blocked == id => Tail::from_end(file, size),
-                _ if first => file.metadata().and_then(|now| Tail::from_end(file, now.len())),
+                _ if first => self.begin_unread(file, start),
                 _ => Tail::from_start(file, Reading::Live),
             };
             tail.map_err(|error| open::trouble(&error))

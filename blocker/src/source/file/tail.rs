@@ -139,11 +139,17 @@ impl Tail {
         }
     }
 
+    /// Reads from the line that starts at `offset`; what is there now was written while nobody read.
+    pub(crate) fn from_line(file: File, offset: u64) -> io::Result<Self> {
+        let mut tail = Self::new(file, offset)?;
+        tail.catch_up_to = tail.file.metadata()?.len();
+        Ok(tail)
+    }
+
     /// Goes on where a position says, which must fit.
     pub(crate) fn resume(file: File, position: &Position) -> io::Result<Self> {
-        let mut tail = Self::new(file, position.offset)?;
+        let mut tail = Self::from_line(file, position.offset)?;
         tail.skipping = position.skipping;
-        tail.catch_up_to = tail.file.metadata()?.len();
         Ok(tail)
     }
 

@@ -31,9 +31,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::{
     engine::{Reading, SourceId},
     policy::{JournalGroup, JournalMatches},
+    time::Timestamp,
 };
 use entry::Share;
-use reader::{Batch, Follower, Link, Shown, now_micros, signal};
+use reader::{Batch, Follower, Link, Shown, signal};
 
 mod child;
 mod entry;
@@ -57,6 +58,8 @@ pub struct JournalSpec {
     pub matches: JournalMatches,
     /// Of which journal; `None` for the host's own.
     pub namespace: Option<String>,
+    /// From when on entries count: where a journal without a position is begun.
+    pub since: Timestamp,
 }
 
 /// What is known of one journal.
@@ -113,7 +116,8 @@ impl AsFd for JournalSource {
 }
 
 impl JournalSource {
-    /// Follows what is there. A journal without a position is read from now on; with one, from there.
+    /// Follows what is there. A journal with a position is read from there; one without from the earliest time that
+    /// its jails ask for.
     ///
     /// # Errors
     /// When the kernel gives no descriptor or thread; what is wrong with a journal is in [`JournalSource::status`].
@@ -133,14 +137,16 @@ impl JournalSource {
     }
 
     fn arrange(&mut self, specs: &[JournalSpec], positions: &[JournalPosition]) -> io::Result<()> {
-        let mut wanted: BTreeMap<Option<String>, Vec<Share>> = BTreeMap::new();
-        for JournalSpec { source, matches, namespace } in specs {
+        let mut wanted: BTreeMap<Option<String>, (Timestamp, Vec<Share>)> = BTreeMap::new();
+        for JournalSpec { source, matches, namespace, since } in specs {
             let share = Share { source: *source, matches: matches.clone() };
-            wanted.entry(namespace.clone()).or_default().push(share);
+            let (first, shares) = wanted.entry(namespace.clone()).or_insert((*since, Vec::new()));
+            *first = (*first).min(*since);
+            shares.push(share);
         }
         self.over_limit.clear();
         let mut before = std::mem::take(&mut self.journals);
-        for (namespace, shares) in wanted {
+        for (namespace, (since, shares)) in wanted {
             if self.journals.len() >= JOURNALS_MAX {
                 self.over_limit.push(namespace);
                 continue;
@@ -164,7 +170,7 @@ impl JournalSource {
                         v: 1,
                         namespace: namespace.clone(),
                         cursor: None,
-                        realtime: now_micros(),
+                        realtime: u64::try_from(since.as_micros()).unwrap_or(0),
                     };
                     Open::start(shares, position.unwrap_or_else(new), &self.wake)?
                 }
