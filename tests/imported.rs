@@ -9,7 +9,10 @@ use std::{
 };
 
 use blocker::{
-    config::{self, Config, JailState},
+    config::{
+        self, Config, JailState,
+        fail2ban::{self, FilterPlace},
+    },
     filter::{FilterSpec, Pattern},
     policy::Jail,
 };
@@ -96,7 +99,7 @@ const OPTIONS: &[(&str, &str, Comes)] = &[
     (
         "bantime.increment",
         "true\nbantime.formula = __import__('os')",
-        Saying("escalation: Some", "bantime.formula"),
+        Saying("escalation: Some", "a formula is arithmetic"),
     ),
     ("bantime.increment", "true\nbantime.multipliers = 1 5 30", To("multipliers: [1, 5, 30]")),
     ("bantime.increment", "true\nbantime.maxtime = 5w", To("maxtime: Some(3024000s)")),
@@ -161,7 +164,7 @@ const OPTIONS: &[(&str, &str, Comes)] = &[
     ("filter", "app[mode=", ToRefusal("does not name a filter")),
     ("failregex", "^worse <HOST>$", To("failregex [\"^worse <HOST>$\"]")),
     ("failregex", "%(known/failregex)s\n  ^worse <HOST>$", To("[\"^bad <HOST>$\", \"^worse <HOST>$\"]")),
-    ("failregex", "^(worse <HOST>$", ToRefusal("key `failregex`: the pattern does not compile")),
+    ("failregex", "^(worse <HOST>$", ToRefusal("the pattern does not compile")),
     ("ignoreregex", "^bad 192", To("ignoreregex [\"^bad 192\"]")),
     ("prefregex", "^x <F-CONTENT>.+</F-CONTENT>$", To("prefregex Some(\"^x <F-CONTENT>.+</F-CONTENT>$\")")),
     ("datepattern", "%%Y-%%m-%%d", To("datepattern Some(\"%Y-%m-%d\")")),
@@ -291,6 +294,27 @@ fn every_option_of_a_jail_does_what_it_says_or_it_is_said_where_it_does_not() {
         };
         if !holds {
             wrong.push(context);
+            continue;
+        }
+        // Printed as our own it is the same, but for ports, and what there was to say is a comment.
+        let printed = fail2ban::export(&recipe.path("fail2ban"), FilterPlace::Inline).main;
+        recipe.write("own.toml", &printed);
+        let own =
+            config::load(&recipe.path("own.toml")).unwrap_or_else(|errors| panic!("{context}\n{errors}"));
+        let without_ports = |text: &str| {
+            let (before, ports) = text.split_once(", ports: ").unwrap_or_default();
+            before.to_owned() + ports.split_once("}\n").unwrap_or_default().1
+        };
+        let printed_as = described(&own, recipe.dir.path());
+        let notes: Vec<&str> = printed.lines().filter(|line| line.starts_with('#')).collect();
+        let says = match comes {
+            Saying(_, says) | ToNothing(says) | ToRefusal(says) => *says,
+            To(_) | ToTheSame => "",
+        };
+        if without_ports(&found) != without_ports(&printed_as)
+            || !notes.iter().any(|note| note.contains(says))
+        {
+            wrong.push(format!("{context}\nas our own:\n{printed_as}\nwhich is:\n{printed}"));
         }
     }
     assert!(

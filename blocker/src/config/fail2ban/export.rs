@@ -53,14 +53,18 @@ pub fn export(dir: &Path, place: FilterPlace) -> Exported {
     let mut told = Told::default();
     let mut compiled = Vec::new();
     let mut writing = Writing { place, exported: Exported::default(), names: BTreeMap::new() };
-    let (mut texts, mut actions, mut off) = (String::new(), BTreeMap::new(), Vec::new());
+    let (mut texts, mut actions) = (String::new(), BTreeMap::new());
+    let (mut off, mut off_notes) = (Vec::new(), Vec::new());
     for spec in &read.jails {
         let mut own = Findings::default();
         let importing = Importing { read: &read, told: &mut told, compiled: &mut compiled };
         let draft = importing.jail(spec, &mut own, &jails, &mut allow);
         let notes = own.finish().unwrap_or_else(|errors| errors.0);
         match &draft.state {
-            JailState::Disabled => off.push(spec.name.clone()),
+            JailState::Disabled => {
+                off.push(spec.name.clone());
+                off_notes.extend(notes);
+            }
             JailState::Refused(why) => {
                 writing.exported.refused += 1;
                 let _ = write!(texts, "\n# [jail.{}] is not in force: {}\n", shown(&spec.name), shown(why));
@@ -110,6 +114,7 @@ pub fn export(dir: &Path, place: FilterPlace) -> Exported {
                 if width + name.len() > 110 { write!(main, "\n#   {name}") } else { write!(main, " {name}") };
         }
         main.push('\n');
+        off_notes.iter().for_each(|note| comment(&mut main, note));
     }
     writing.exported.main = main;
     writing.exported
