@@ -213,6 +213,8 @@ impl Findings {
 pub(super) struct Document {
     pub(super) path: PathBuf,
     pub(super) text: String,
+    /// Whether some bytes were no UTF-8 and became U+FFFD.
+    pub(super) is_lossy: bool,
     line_starts: Vec<usize>,
 }
 
@@ -220,7 +222,7 @@ impl Document {
     pub(super) fn new(path: &Path, text: String) -> Self {
         let mut line_starts = vec![0];
         line_starts.extend(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1));
-        Self { path: path.to_owned(), text, line_starts }
+        Self { path: path.to_owned(), text, is_lossy: false, line_starts }
     }
 
     /// Reads a file of our own: UTF-8, as TOML is.
@@ -238,7 +240,9 @@ impl Document {
     /// Reads somebody else's file; bytes that are no UTF-8 become U+FFFD.
     pub(super) fn read_lossy(path: &Path) -> Result<Self, Box<Diagnostic>> {
         let bytes = read_bytes(path)?;
-        Ok(Self::new(path, String::from_utf8_lossy(&bytes).into_owned()))
+        let text = String::from_utf8_lossy(&bytes);
+        let is_lossy = matches!(text, std::borrow::Cow::Owned(_));
+        Ok(Self { is_lossy, ..Self::new(path, text.into_owned()) })
     }
 
     /// Index of the line that holds byte `offset`, from 0.

@@ -102,7 +102,8 @@ pub(super) fn read(
     let layers = files.layers(&base, findings);
     let conf = PathBuf::from(format!("{}.conf", base.display()));
     if layers.docs.is_empty() {
-        return Err(format!("there is no {} file {}", kind.noun(), conf.display()));
+        let what = if layers::is_there(&conf) { "nothing can be read of the" } else { "there is no" };
+        return Err(format!("{what} {} file {}", kind.noun(), conf.display()));
     }
     if !layers.sections.contains_key(SECTION) {
         return Err(format!("the {} {} has no section [{SECTION}]", kind.noun(), base.display()));

@@ -57,8 +57,15 @@ pub(super) fn is_space(c: char) -> bool {
 
 /// Parses a whole document.
 pub(super) fn parse(doc: &Document, findings: &mut Findings) -> Ini {
-    let mut parsing =
-        Parsing { doc, findings, ini: Ini::default(), known: HashMap::new(), section: None, open: None };
+    let mut parsing = Parsing {
+        doc,
+        findings,
+        ini: Ini::default(),
+        known: HashMap::new(),
+        section: None,
+        open: None,
+        said_lossy: false,
+    };
     let mut offset = 0;
     let mut rest = doc.text.strip_prefix('\u{feff}').inspect(|_| offset = 3).unwrap_or(&doc.text);
     while !rest.is_empty() {
@@ -82,6 +89,8 @@ struct Parsing<'a> {
     section: Option<usize>,
     /// The option that indented lines continue, and how far it was indented itself.
     open: Option<(String, usize)>,
+    /// Whether it was said that bytes are no UTF-8; once for a file.
+    said_lossy: bool,
 }
 
 impl Parsing<'_> {
@@ -95,6 +104,15 @@ impl Parsing<'_> {
                 value.push(ValueLine { text: String::new(), at });
             }
             return;
+        }
+        if self.doc.is_lossy
+            && !self.said_lossy
+            && let Some(at) = body.find(char::REPLACEMENT_CHARACTER)
+        {
+            self.said_lossy = true;
+            let span = start + at..start + at + char::REPLACEMENT_CHARACTER.len_utf8();
+            let message = "this is no UTF-8, and what stands here matches nothing";
+            self.findings.warn(self.doc, span, "", message.to_owned(), "save the file as UTF-8");
         }
         let before = &body[..body.len() - body.trim_start_matches(is_space).len()];
         let (indent, at) = (before.chars().count(), start + before.len());

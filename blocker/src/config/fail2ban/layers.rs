@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -20,8 +21,14 @@ use crate::{
     filter::Place,
 };
 
-/// Files of one configuration at most, includes among them.
-pub(super) const FILES_MAX: usize = 256;
+/// Files that those of one configuration may include.
+const FILES_MAX: usize = 256;
+
+/// Files of one directory that are read.
+const LISTED_MAX: usize = 1_024;
+
+/// Entries of one directory that are looked at.
+const ENTRIES_MAX: usize = 65_536;
 
 /// How deep includes may nest.
 const INCLUDE_DEPTH_MAX: usize = 16;
@@ -63,17 +70,18 @@ impl Files {
             path.push(extension);
             PathBuf::from(path)
         };
-        let dir = with(".d");
+        let mut listed = listing(&with(".d"), reading.findings);
+        let locals = listed.split_off(listed.partition_point(|file| has_extension(file, "conf")));
         let mut files = vec![with(".conf")];
-        files.extend(listing(&dir, "conf"));
+        files.extend(listed);
         files.push(with(".local"));
-        files.extend(listing(&dir, "local"));
-        files.retain(|file| file.exists());
+        files.extend(locals);
+        files.retain(|file| is_there(file));
         for file in &files {
             reading.file(file, &mut Vec::new());
             // A file in the directory brings its own `.local`, which otherwise has its turn.
             let local = file.with_extension("local");
-            if !files.contains(&local) && local.is_file() {
+            if !files.contains(&local) && is_there(&local) {
                 reading.file(&local, &mut Vec::new());
             }
         }
@@ -157,16 +165,42 @@ pub(super) fn condition(name: &str) -> Option<(&str, &str)> {
     (!plain.is_empty() && condition.len() > 1 && plain.chars().all(is_word)).then_some((plain, condition))
 }
 
-/// The files of a directory with this extension, sorted by name; hidden ones are none of them.
-fn listing(dir: &Path, extension: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+/// Whether there is anything of this name. What cannot be looked at is: that it cannot is to be said.
+pub(super) fn is_there(path: &Path) -> bool {
+    !path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+/// The `.conf` files of a directory sorted by name, then the `.local` ones; hidden ones are none of them.
+fn listing(dir: &Path, findings: &mut Findings) -> Vec<PathBuf> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => {
+            if is_there(dir) {
+                let message = format!("cannot list this directory: {error}");
+                let hint = "check its permissions; what is in it is not in force";
+                findings.push(Diagnostic::about_file(Severity::Warning, dir, message, hint));
+            }
+            return Vec::new();
+        }
+    };
     let mut files: Vec<PathBuf> = entries
+        .take(ENTRIES_MAX)
+        .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .filter(|path| has_extension(path, "conf") || has_extension(path, "local"))
         .filter(|path| path.file_name().is_none_or(|name| !name.as_encoded_bytes().starts_with(b".")))
-        .take(FILES_MAX)
         .collect();
-    files.sort_unstable();
+    files.sort_unstable_by(|a, b| (has_extension(a, "local"), a).cmp(&(has_extension(b, "local"), b)));
+    if let Some(first) = files.get(LISTED_MAX) {
+        let message = format!("more than {LISTED_MAX} files here; this one and those after it are not read");
+        let hint = "put what they say into fewer files";
+        findings.push(Diagnostic::about_file(Severity::Warning, first, message, hint));
+    }
+    files.truncate(LISTED_MAX);
     files
 }
 
@@ -180,7 +214,7 @@ struct Reading<'f> {
 impl Reading<'_> {
     /// Reads one file and what it includes; `within` are the files that include it.
     fn file(&mut self, path: &Path, within: &mut Vec<PathBuf>) {
-        self.count += 1;
+        self.count += usize::from(!within.is_empty());
         if self.count > FILES_MAX || within.len() >= INCLUDE_DEPTH_MAX {
             if self.count <= FILES_MAX + 1 {
                 let message = "too many files include one another; this one is not read".to_owned();
@@ -227,14 +261,14 @@ impl Reading<'_> {
             }
             within.push(from.to_owned());
             let local = path.with_extension("local");
-            if path.exists() {
+            if is_there(&path) {
                 self.file(&path, within);
             } else if path != local {
                 // A `.local` file is the site's own and need not be there; any other was expected.
                 let message = format!("there is no file {}; what it defines is missing", path.display());
                 self.warn(line, message, "copy it from the fail2ban package if a pattern here needs it");
             }
-            if path != local && local.is_file() && !within.contains(&local) {
+            if path != local && is_there(&local) && !within.contains(&local) {
                 self.file(&local, within);
             }
             within.pop();

@@ -16,7 +16,7 @@ use super::{
     definition::{self, Definition, Kind},
     ini::{RawValue, text_of, value_at},
     interpolate::{self, Vars},
-    layers::{Files, Layers},
+    layers::{Files, Layers, is_there},
     spec::{ActionUse, FilterUse, JailSpec, LogPath, Text, Wrong},
     unknown,
     words::{is_true, truth},
@@ -81,9 +81,18 @@ pub(super) fn jails(dir: &Path, all: bool, findings: &mut Findings) -> Jails {
     let mut files = Files::default();
     let mut layers = files.layers(&dir.join("jail"), findings);
     if layers.docs.is_empty() {
-        let message = "there is neither a jail.conf nor a jail.local here; nothing is imported".to_owned();
-        let hint = "name the directory that holds them, commonly /etc/fail2ban";
-        findings.push(Diagnostic::about_file(Severity::Warning, dir, message, hint));
+        let (message, hint) = if ["jail.conf", "jail.local"].iter().any(|name| is_there(&dir.join(name))) {
+            (
+                "neither jail.conf nor jail.local can be read; nothing is imported",
+                "mend what is said about them",
+            )
+        } else {
+            (
+                "there is neither a jail.conf nor a jail.local here; nothing is imported",
+                "name the directory that holds them, commonly /etc/fail2ban",
+            )
+        };
+        findings.push(Diagnostic::about_file(Severity::Warning, dir, message.to_owned(), hint));
         return Jails { layers, ..Jails::default() };
     }
     let confpath = dir.display().to_string().trim_end_matches('/').replace('%', "%%");
