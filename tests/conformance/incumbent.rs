@@ -41,18 +41,24 @@ impl Incumbent {
         Ok(found)
     }
 
-    /// What `fail2ban-client -d` says of the configuration in `dir`, and its complaints.
-    pub(crate) fn dump(&self, dir: &Path) -> (String, String) {
-        let tree = env::var_os(TREE).map(PathBuf::from);
-        let mut command = match &tree {
+    /// One of its programs, to be run.
+    #[expect(clippy::unused_self, reason = "there is a program only where there is an incumbent")]
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = match env::var_os(TREE).map(PathBuf::from) {
             Some(tree) => {
                 let mut command = Command::new("python3");
-                command.env("PYTHONPATH", tree).arg(tree.join("bin/fail2ban-client"));
+                command.env("PYTHONPATH", &tree).arg(tree.join("bin").join(program));
                 command
             }
-            None => Command::new("fail2ban-client"),
+            None => Command::new(program),
         };
-        let output = command.arg("-c").arg(dir).arg("-d").env("PYTHONDONTWRITEBYTECODE", "1").output();
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        command
+    }
+
+    /// What `fail2ban-client -d` says of the configuration in `dir`, and its complaints.
+    pub(crate) fn dump(&self, dir: &Path) -> (String, String) {
+        let output = self.command("fail2ban-client").arg("-c").arg(dir).arg("-d").output();
         let output = output.unwrap_or_else(|error| panic!("run fail2ban-client -d: {error}"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (text(&output.stdout), text(&output.stderr))

@@ -10,3 +10,4 @@ mod incumbent;
 mod jails;
 mod python;
 mod samples;
+mod trial;

@@ -147,6 +147,7 @@ const OPTIONS: &[(&str, &str, Comes)] = &[
     ("fail2ban_agent", "Other/2", To("as Other/2")),
     ("mode", "aggressive", To("failregex [\"^odd <HOST>$\"]")),
     ("filter", "app[mode=aggressive]", To("failregex [\"^odd <HOST>$\"]")),
+    ("filter", "app[mode=normal, mood=x]", ToNothing("the filter \"app\" has no option \"mood\"")),
     ("filter", "nowhere", ToRefusal("there is no filter file")),
     ("filter", "app[mode=", ToRefusal("does not name a filter")),
     ("failregex", "^worse <HOST>$", To("failregex [\"^worse <HOST>$\"]")),

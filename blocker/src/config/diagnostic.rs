@@ -346,7 +346,7 @@ pub(super) fn printable(text: &str) -> String {
 const SUGGESTED_MAX: usize = 12;
 
 /// `did you mean ...?` for a misspelt word, or the list of what there is.
-pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
     let likeness = |candidate: &&str| strsim::jaro_winkler(word, candidate);
     let best = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));

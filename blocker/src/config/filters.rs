@@ -64,6 +64,17 @@ pub fn read_filter(text: &str, path: &Path) -> Result<FilterSpec, ConfigErrors> 
     findings.finish().map(|_warnings| spec)
 }
 
+/// Reads the native filter file at `path`.
+///
+/// # Errors
+/// As [`read_filter`], and why the file cannot be read.
+pub fn read_filter_file(path: &Path) -> Result<FilterSpec, ConfigErrors> {
+    let doc = Document::read(path).map_err(|unreadable| ConfigErrors(vec![*unreadable]))?;
+    let mut findings = Findings::default();
+    let spec = read(&doc, &mut findings);
+    findings.finish().map(|_warnings| spec)
+}
+
 fn read(doc: &Document, findings: &mut Findings) -> FilterSpec {
     let mut spec = FilterSpec {
         name: doc.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),

@@ -20,10 +20,11 @@ mod rules;
 mod sockets;
 
 pub use diagnostic::{ConfigErrors, DIAGNOSTICS_MAX, Diagnostic, FILE_BYTES_MAX, Severity, place_text};
-pub use fail2ban::read_fail2ban_filter;
-pub use filters::{BUILT_IN, read_filter};
+pub use fail2ban::{read_fail2ban_filter, read_fail2ban_filter_file};
+pub use filters::{BUILT_IN, read_filter, read_filter_file};
 pub use jails::{JAIL_NAME_BYTES_MAX, JailReport, JailState, Origin, SOURCES_MAX, Setting};
 
+pub(crate) use diagnostic::suggest;
 use diagnostic::{Document, Findings};
 
 /// A configuration in which everything was checked.

@@ -118,6 +118,16 @@ impl Line<'_> {
         }
     }
 
+    /// Whether the line matched a pattern of the imported filter with this index and is no failure all the same: what it
+    /// says of its connection is remembered.
+    pub fn is_noted(&mut self, filter: usize) -> bool {
+        let is_failure = self.failure(filter).is_some();
+        // Asked about this line, then: what it was before says nothing.
+        let memory =
+            self.memories.get(filter).and_then(Option::as_ref).filter(|memory| memory.asked.is_some());
+        !is_failure && memory.is_some_and(|memory| memory.state.has_noted())
+    }
+
     /// Everything that the filter with this index found, if it is an imported one. It is evaluated once, however often
     /// it is asked.
     pub fn failure(&mut self, filter: usize) -> Option<&Failure> {

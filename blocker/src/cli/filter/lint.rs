@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{complain, exit, say, show};
+use super::{complain, exit, place_before, refused, say, show};
 use crate::{
     config::place_text,
     filter::{
@@ -38,10 +38,7 @@ pub(super) struct Mutate<'a> {
 pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>, as_json: bool) -> ExitCode {
     let filter = match Filter::compile(spec.clone()) {
         Ok(filter) => Arc::new(filter),
-        Err(error) => {
-            complain(&error.to_string());
-            return ExitCode::from(exit::CONFIG);
-        }
+        Err(error) => return refused(&error.to_string(), exit::CONFIG, as_json),
     };
     let mut mutation = None;
     if let Some(mutate) = mutate {
@@ -58,10 +55,7 @@ pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>,
                 let claims = mutator.run_against_claims(mutate.seed, mutate.count / 4);
                 mutation = Some((mutator.run(mutate.seed, mutate.count), claims.forged));
             }
-            Err(why) => {
-                complain(&why);
-                return ExitCode::from(exit::NO_INPUT);
-            }
+            Err(why) => return refused(&why, exit::NO_INPUT, as_json),
         }
     }
     let proofs = lint::lint(spec, states);
@@ -83,7 +77,7 @@ pub(super) fn run(spec: &FilterSpec, states: usize, mutate: Option<&Mutate<'_>>,
             }
         }
         for note in &notes {
-            say(&format!("note      {}: {}\n", place_text(&note.at), show::clean(&note.what)));
+            say(&format!("note      {}{}\n", place_before(&note.at), show::clean(&note.what)));
         }
         if let Some((mutation, claimed)) = &mutation {
             say(&mutation_text(mutation, claimed.as_ref()));
@@ -142,9 +136,9 @@ fn mutation_json(mutation: &Mutation, claimed: Option<&Forgery>) -> Value {
 
 fn proof_text(proof: &Proof) -> String {
     let mut text =
-        format!("{:9} {}: {}\n", proof.safety.name(), place_text(&proof.at), show::clean(&proof.pattern));
+        format!("{:9} {}{}\n", proof.safety.name(), place_before(&proof.at), show::clean(&proof.pattern));
     if let Some((at, pattern)) = &proof.shadows {
-        text += &format!("   SHADOWS {}: {}\n", place_text(at), show::clean(pattern));
+        text += &format!("   SHADOWS {}{}\n", place_before(at), show::clean(pattern));
     }
     if !proof.reason.is_empty() {
         text += &format!("          because {}\n", proof.reason);

@@ -8,15 +8,19 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{complain, exit, say, show};
 use crate::{
-    config,
+    config::{self, place_text},
     filter::{Dialect, FilterSpec, Pattern, Place, lint::PRODUCT_STATES_MAX},
 };
 
 mod lint;
 mod trial;
+
+/// Where fail2ban's package has its filters.
+const FAIL2BAN_FILTERS: &str = "/etc/fail2ban/filter.d";
 
 /// What `blocker filter` can do.
 #[derive(Debug, Subcommand)]
@@ -63,6 +67,7 @@ pub(super) enum FilterVerb {
 #[derive(Debug, Args)]
 pub(super) struct FilterArgs {
     /// The name of a filter, the path of a .toml or of fail2ban's .conf file, or a regular expression with <HOST>.
+    /// fail2ban's may have options: sshd[mode=aggressive].
     filter: String,
     /// Look for NAME.toml here before the shipped filters; may be given several times.
     #[arg(long = "filter-dir", value_name = "DIR")]
@@ -82,10 +87,7 @@ pub(super) fn run(verb: &FilterVerb, as_json: bool) -> ExitCode {
     let (FilterVerb::Test { filter, .. } | FilterVerb::Lint { filter, .. }) = verb;
     let spec = match find(filter) {
         Ok(spec) => spec,
-        Err(why) => {
-            complain(&why);
-            return ExitCode::from(exit::CONFIG);
-        }
+        Err(why) => return refused(&why, exit::CONFIG, as_json),
     };
     match verb {
         FilterVerb::Lint { states, mutate, mutants, seed, .. } => {
@@ -104,59 +106,122 @@ pub(super) fn run(verb: &FilterVerb, as_json: bool) -> ExitCode {
     }
 }
 
+/// Where a pattern stands, to be printed before it; nothing for one that was given as it is.
+fn place_before(at: &Place) -> String {
+    if at.path.as_os_str().is_empty() { String::new() } else { format!("{}: ", place_text(at)) }
+}
+
+/// Says why nothing can be said, to programs too.
+fn refused(why: &str, code: u8, as_json: bool) -> ExitCode {
+    if as_json {
+        say(&format!("{:#}\n", json!({ "error": why })));
+    }
+    complain(why);
+    ExitCode::from(code)
+}
+
 fn pattern(text: &str) -> Pattern {
     Pattern { text: text.to_owned(), at: Place::default() }
 }
 
 /// The filter that was named, with what is to be said about its file printed.
 fn find(args: &FilterArgs) -> Result<FilterSpec, String> {
-    let name = args.filter.as_str();
-    let path = Path::new(name);
-    let own = args.dirs.iter().map(|dir| dir.join(format!("{name}.toml"))).find(|path| path.is_file());
-    if let Some(path) = own.as_deref().or_else(|| path.is_file().then_some(path)) {
-        let is_fail2ban = path.extension().is_some_and(|e| e == "conf" || e == "local");
-        return if is_fail2ban { fail2ban(path, args) } else { native(path) };
-    }
-    if let Some((name, text)) = config::BUILT_IN.iter().find(|(known, _)| *known == name) {
-        let path = PathBuf::from(format!("built-in:{name}.toml"));
-        return config::read_filter(text, &path).map_err(|errors| errors.to_string());
-    }
-    if !name.contains(['<', '(', '^', '$', '*', ' ']) {
-        return Err(format!(
-            "there is no filter {name:?}: no file of this name, and not among the shipped ones; give the path of a \
-             .toml or .conf file, or a regular expression with <HOST>"
-        ));
-    }
-    // As fail2ban-regex takes it.
-    Ok(FilterSpec {
-        name: "regex".to_owned(),
-        dialect: Dialect::Fail2ban,
-        failregex: vec![pattern(name)],
-        ..FilterSpec::default()
-    })
-}
-
-fn native(path: &Path) -> Result<FilterSpec, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        format!("{}: {error}; give the path of a filter file that can be read", path.display())
-    })?;
-    config::read_filter(&text, path).map_err(|errors| errors.to_string())
-}
-
-/// A filter of fail2ban's: the file with the layers that belong to it.
-fn fail2ban(path: &Path, args: &FilterArgs) -> Result<FilterSpec, String> {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let folder = path.parent().filter(|folder| folder.file_name().is_some_and(|name| name == "filter.d"));
-    let Some(dir) = folder.and_then(Path::parent) else {
-        return Err(format!(
-            "{} is in no folder filter.d, where fail2ban's filters and what they include are; put it into one",
-            path.display()
-        ));
+    let whole = args.filter.as_str();
+    let Some((name, given)) = call(whole)? else {
+        // As fail2ban-regex takes it.
+        return Ok(FilterSpec {
+            name: "regex".to_owned(),
+            dialect: Dialect::Fail2ban,
+            failregex: vec![pattern(whole)],
+            ..FilterSpec::default()
+        });
     };
-    let options: BTreeMap<String, String> = args.options.iter().cloned().collect();
-    let (spec, warnings) = config::read_fail2ban_filter(dir, &stem, &options)?;
-    for warning in warnings {
-        complain(&warning.to_string());
+    let options: BTreeMap<String, String> = given.into_iter().chain(args.options.iter().cloned()).collect();
+    match place(&name, args, !options.is_empty())? {
+        Found::Fail2ban(path) => {
+            let (spec, warnings) = config::read_fail2ban_filter_file(&path, &options)?;
+            for warning in warnings {
+                complain(&warning.to_string());
+            }
+            Ok(spec)
+        }
+        Found::Own(_) | Found::Shipped(_) if !options.is_empty() => Err(format!(
+            "the filter {name:?} is one of blocker's own, and those have no options; give the path of a .conf file of \
+             fail2ban's, or leave them out"
+        )),
+        Found::Own(path) => config::read_filter_file(&path).map_err(|errors| errors.to_string()),
+        Found::Shipped(text) => {
+            let path = PathBuf::from(format!("built-in:{name}.toml"));
+            let spec = config::read_filter(text, &path).map_err(|errors| errors.to_string())?;
+            Ok(FilterSpec { name, ..spec })
+        }
     }
-    Ok(spec)
+}
+
+/// Where a filter is.
+enum Found {
+    Own(PathBuf),
+    Shipped(&'static str),
+    Fail2ban(PathBuf),
+}
+
+/// A name and the options given with it.
+type Call = (String, Vec<(String, String)>);
+
+/// The name and the options, `NAME[a=b]`; `None` for what can only be meant as a pattern.
+fn call(text: &str) -> Result<Option<Call>, String> {
+    if Path::new(text).exists() {
+        return Ok(Some((text.to_owned(), Vec::new())));
+    }
+    let head = text.split_once('[').map_or(text, |(head, _)| head);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_./+@".contains(c);
+    if !head.chars().all(is_name) || text.contains('<') {
+        return Ok(None);
+    }
+    match config::fail2ban::read_call(text) {
+        Ok(call) => Ok(Some(call)),
+        Err(why) => Err(format!("{text:?} names no filter: {why}; write NAME or NAME[option=value]")),
+    }
+}
+
+/// Looks for the file of this name, then among the shipped filters, then among those of an installed fail2ban, where
+/// one with options is meant.
+fn place(name: &str, args: &FilterArgs, has_options: bool) -> Result<Found, String> {
+    let by_kind = |path: PathBuf| match path.extension().and_then(|extension| extension.to_str()) {
+        Some("conf" | "local") => Found::Fail2ban(path),
+        _ => Found::Own(path),
+    };
+    let own = args.dirs.iter().map(|dir| dir.join(format!("{name}.toml"))).find(|path| path.is_file());
+    if let Some(path) = own {
+        return Ok(Found::Own(path));
+    }
+    let path = Path::new(name);
+    let has_extension = path.extension().is_some_and(|e| e == "conf" || e == "local" || e == "toml");
+    let is_path = has_extension || name.contains('/');
+    if path.exists() && !path.is_dir() && is_path {
+        return Ok(by_kind(path.to_owned()));
+    }
+    // fail2ban leaves the extension out.
+    let without = PathBuf::from(format!("{name}.conf"));
+    if name.contains('/') && without.is_file() {
+        return Ok(Found::Fail2ban(without));
+    }
+    let shipped = config::BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text);
+    let installed = Path::new(FAIL2BAN_FILTERS).join(&without);
+    let installed = Some(installed).filter(|path| !name.contains('/') && !name.is_empty() && path.is_file());
+    match (shipped, installed) {
+        (Some(text), None) => Ok(Found::Shipped(text)),
+        (Some(text), Some(_)) if !has_options => Ok(Found::Shipped(text)),
+        (_, Some(path)) => Ok(Found::Fail2ban(path)),
+        (None, None) if path.is_dir() => Err(format!("{name:?} is a directory; name a filter's file in it")),
+        (None, None) if path.exists() => Ok(by_kind(path.to_owned())),
+        (None, None) if is_path => {
+            Err(format!("there is no file {name:?}; give the path of a filter's .toml or .conf file"))
+        }
+        (None, None) => Err(format!(
+            "there is no filter {name:?}: no file of this name, and not among the shipped ones; give the path of a .toml or .conf \
+             file, or a regular expression with <HOST>; {}",
+            config::suggest(name, config::BUILT_IN.iter().map(|(known, _)| *known))
+        )),
+    }
 }

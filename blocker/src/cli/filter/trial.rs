@@ -14,10 +14,11 @@ use std::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{complain, exit, say, show};
+use super::{complain, exit, place_before, refused, say, show};
 use crate::{
-    config::place_text,
-    filter::{Clock, Dialect, Filter, FilterError, FilterSpec, LINE_BYTES_MAX, SourceMatcher, Verdict, date},
+    filter::{
+        Clock, Dialect, Filter, FilterError, FilterSpec, LINE_BYTES_MAX, Losses, SourceMatcher, Verdict, date,
+    },
     time::Timestamp,
 };
 
@@ -42,6 +43,9 @@ pub(in crate::cli) struct Show {
     /// Print the lines that an ignoreregex takes back.
     #[arg(long)]
     ignored: bool,
+    /// Print the lines that are no failures by themselves, but part of a connection's story.
+    #[arg(long)]
+    noted: bool,
 }
 
 /// What became of one line.
@@ -49,16 +53,18 @@ pub(in crate::cli) struct Show {
 enum Fate {
     Matched,
     Ignored,
+    Noted,
     Missed,
 }
 
 impl Fate {
-    const ALL: [Self; 3] = [Self::Matched, Self::Ignored, Self::Missed];
+    const ALL: [Self; 4] = [Self::Matched, Self::Ignored, Self::Noted, Self::Missed];
 
     fn name(self) -> &'static str {
         match self {
             Self::Matched => "matched",
             Self::Ignored => "ignored",
+            Self::Noted => "noted",
             Self::Missed => "missed",
         }
     }
@@ -67,6 +73,7 @@ impl Fate {
         match self {
             Self::Matched => show.matched,
             Self::Ignored => show.ignored,
+            Self::Noted => show.noted,
             Self::Missed => show.missed,
         }
     }
@@ -76,12 +83,9 @@ impl Fate {
 pub(super) fn run(spec: &FilterSpec, log: &str, show: Show, as_json: bool) -> ExitCode {
     let mut trial = match Trial::new(spec) {
         Ok(trial) => trial,
-        Err(error) => {
-            complain(&error.to_string());
-            return ExitCode::from(exit::CONFIG);
-        }
+        Err(error) => return refused(&error.to_string(), exit::CONFIG, as_json),
     };
-    let mut kept: [Vec<String>; 3] = Default::default();
+    let mut kept: [Vec<String>; 4] = Default::default();
     let each = |line: &[u8], fate: Fate, address: Option<IpAddr>| {
         if !fate.is_shown(show) {
             return;
@@ -96,10 +100,12 @@ pub(super) fn run(spec: &FilterSpec, log: &str, show: Show, as_json: bool) -> Ex
         }
     };
     if let Err(error) = trial.read(log, each) {
-        complain(&format!(
-            "{log}: {error}; give a log that can be read, a line of one, or - for standard input"
-        ));
-        return ExitCode::from(exit::NO_INPUT);
+        let why =
+            format!("{log}: {error}; give a log that can be read, a line of one, or - for standard input");
+        return refused(&why, exit::NO_INPUT, as_json);
+    }
+    if trial.counts.lines == 0 {
+        complain("the log has no lines");
     }
     if as_json {
         let mut out = trial.counts.json(spec);
@@ -129,10 +135,10 @@ struct Trial {
 struct Counts {
     lines: u64,
     /// By [`Fate`].
-    fates: [u64; 3],
+    fates: [u64; 4],
     no_address: u64,
     too_long: u64,
-    gave_up: u64,
+    losses: Losses,
     patterns: Vec<u64>,
     hosts: BTreeMap<IpAddr, u64>,
     other_hosts: u64,
@@ -182,6 +188,9 @@ impl Trial {
         // What is no file is a line, unless it can only be meant as a file.
         let is_line = !path.exists() && (log.contains(char::is_whitespace) || !log.contains('/'));
         if is_line {
+            if !log.contains(char::is_whitespace) {
+                complain(&format!("there is no file {log:?}, so this is taken for the line of a log"));
+            }
             return lines(log.as_bytes(), |line| self.line(line, &mut each));
         }
         lines(BufReader::new(File::open(path)?), |line| self.line(line, &mut each))
@@ -189,8 +198,9 @@ impl Trial {
 
     fn line(&mut self, line: &[u8], each: &mut impl FnMut(&[u8], Fate, Option<IpAddr>)) {
         self.counts.lines += 1;
-        let mut found = None;
+        let (mut found, mut noted) = (None, false);
         self.matcher.scan(line, self.clock, |line| {
+            noted = line.is_noted(0);
             let verdict = line.verdict(0);
             let pattern = line.failure(0).map(|failure| failure.pattern);
             found = verdict.map(|verdict| (verdict, pattern, line.date(0)));
@@ -200,11 +210,12 @@ impl Trial {
             unforgiving.scan(line, self.clock, |line| bare = line.verdict(0));
         }
         self.counts.too_long = self.matcher.lines_too_long();
-        self.counts.gave_up = self.matcher.losses(0).gave_up;
+        self.counts.losses = self.matcher.losses(0);
         self.note_form(line);
         let fate = match (found, bare) {
             (Some(_), _) => Fate::Matched,
             (None, Some(_)) => Fate::Ignored,
+            (None, None) if noted => Fate::Noted,
             (None, None) => Fate::Missed,
         };
         self.counts.fates[fate as usize] += 1;
@@ -298,16 +309,22 @@ impl Counts {
     }
 
     fn text(&self, spec: &FilterSpec) -> String {
-        let [matched, ignored, missed] = self.fates;
+        let [matched, ignored, noted, missed] = self.fates;
+        let noted = if noted > 0 { format!("{noted} noted, ") } else { String::new() };
         let mut text = format!(
-            "{}: {} lines, {matched} matched, {ignored} ignored, {missed} missed\n",
+            "{}: {} lines, {matched} matched, {ignored} ignored, {noted}{missed} missed\n",
             show::clean(&spec.name),
             self.lines
         );
         for (count, what) in [
             (self.no_address, "failures name no address"),
             (self.too_long, "lines were too long and not read"),
-            (self.gave_up, "times a pattern took more steps than it may"),
+            (self.losses.gave_up, "times a pattern took more steps than it may"),
+            (
+                self.losses.connections,
+                "connections were forgotten before their time, since there were too many",
+            ),
+            (self.losses.lines, "lines were too many to be joined"),
         ] {
             if count > 0 {
                 text += &format!("  {count} {what}\n");
@@ -315,7 +332,7 @@ impl Counts {
         }
         text += "patterns\n";
         for (pattern, hits) in spec.failregex.iter().zip(&self.patterns) {
-            text += &format!("{hits:8}  {}{}\n", place(&pattern.at), show::clean(&pattern.text));
+            text += &format!("{hits:8}  {}{}\n", place_before(&pattern.at), show::clean(&pattern.text));
         }
         if !self.hosts.is_empty() {
             text += &format!("hosts: {}\n", self.hosts.len());
@@ -331,7 +348,9 @@ impl Counts {
         for (form, lines) in &self.dates {
             text += &format!("{lines:8}  {}\n", show::clean(form));
         }
-        text += &format!("{:8}  none that blocker's own filters would find\n", self.undated);
+        if self.undated > 0 {
+            text += &format!("{:8}  none that blocker's own filters would find\n", self.undated);
+        }
         if let (Some(first), Some(last)) = (self.first_date, self.last_date) {
             text += &format!("failures from {} to {}\n", when(first), when(last));
         }
@@ -339,7 +358,7 @@ impl Counts {
     }
 
     fn json(&self, spec: &FilterSpec) -> Value {
-        let [matched, ignored, missed] = self.fates;
+        let [matched, ignored, noted, missed] = self.fates;
         let patterns = spec.failregex.iter().zip(&self.patterns).map(|(pattern, hits)| {
             let file = pattern.at.path.display().to_string();
             json!({ "pattern": pattern.text, "file": file, "line": pattern.at.line, "hits": hits })
@@ -353,10 +372,13 @@ impl Counts {
             "lines": self.lines,
             "matched": matched,
             "ignored": ignored,
+            "noted": noted,
             "missed": missed,
             "no_address": self.no_address,
             "too_long": self.too_long,
-            "gave_up": self.gave_up,
+            "gave_up": self.losses.gave_up,
+            "connections_lost": self.losses.connections,
+            "joined_lines_lost": self.losses.lines,
             "patterns": patterns.collect::<Vec<_>>(),
             "hosts": hosts.collect::<Vec<_>>(),
             "other_hosts": self.other_hosts,
@@ -366,10 +388,6 @@ impl Counts {
             "last_date": self.last_date.map(when),
         })
     }
-}
-
-fn place(at: &crate::filter::Place) -> String {
-    if at.path.as_os_str().is_empty() { String::new() } else { format!("{}: ", place_text(at)) }
 }
 
 fn when(at: Timestamp) -> String {

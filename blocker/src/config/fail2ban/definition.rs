@@ -39,7 +39,7 @@ impl Kind {
         }
     }
 
-    fn folder(self) -> &'static str {
+    pub(super) fn folder(self) -> &'static str {
         match self {
             Self::Filter => "filter.d",
             Self::Action => "action.d",
@@ -83,13 +83,13 @@ const SPOILED_MAX: usize = 16;
 /// Tags of an action that only a ban fills in, whatever options of these names say.
 const FILLED_IN_LATER: [&str; 5] = ["matches", "ipmatches", "ipjailmatches", "timeout", "bantime"];
 
-/// Reads the files of the filter or action `name` below `dir`; also gives the path of the first.
+/// Reads the files of the filter or action `name` in the folder `home`; also gives the path of the first.
 ///
 /// # Errors
 /// A sentence that says why there is none, to be shown where it is named.
 pub(super) fn read(
     files: &mut Files,
-    dir: &Path,
+    home: &Path,
     kind: Kind,
     name: &str,
     findings: &mut Findings,
@@ -98,7 +98,7 @@ pub(super) fn read(
     if !plain {
         return Err(format!("{name:?} cannot be the name of {} {}", article(kind), kind.noun()));
     }
-    let base = dir.join(kind.folder()).join(name);
+    let base = home.join(name);
     let layers = files.layers(&base, findings);
     let conf = PathBuf::from(format!("{}.conf", base.display()));
     if layers.docs.is_empty() {

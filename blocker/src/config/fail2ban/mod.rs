@@ -67,8 +67,37 @@ pub fn read_fail2ban_filter(
     name: &str,
     options: &BTreeMap<String, String>,
 ) -> Result<(FilterSpec, Vec<Diagnostic>), String> {
+    filter_in(&dir.join("filter.d"), name, options)
+}
+
+/// Reads the filter of fail2ban's in the file at `path`, wherever that is, with these options: the file, what belongs to
+/// it beside it, and what it includes.
+///
+/// # Errors
+/// A sentence that says why there is no such filter.
+pub fn read_fail2ban_filter_file(
+    path: &Path,
+    options: &BTreeMap<String, String>,
+) -> Result<(FilterSpec, Vec<Diagnostic>), String> {
+    let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    filter_in(path.parent().unwrap_or(Path::new("")), &name, options)
+}
+
+/// `NAME[a=1, b=2]` apart, as a jail writes it.
+///
+/// # Errors
+/// Says what does not fit.
+pub fn read_call(text: &str) -> Result<(String, Vec<(String, String)>), String> {
+    call::parse(text).map(|call| (call.name, call.options))
+}
+
+fn filter_in(
+    home: &Path,
+    name: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<(FilterSpec, Vec<Diagnostic>), String> {
     let mut findings = Findings::default();
-    let used = read::filter(dir, name, options, &mut findings)?;
+    let used = read::filter(home, name, options, &mut findings)?;
     let spec = filter::filter_spec(&used, &BTreeMap::new(), &mut findings);
     let warnings = findings.finish().map_err(|errors| errors.to_string())?;
     Ok((spec, warnings))

@@ -113,8 +113,9 @@ pub(super) fn jails(dir: &Path, all: bool, findings: &mut Findings) -> Jails {
     }
     let mut jails = Vec::new();
     for (name, at) in names.iter().take(JAILS_MAX) {
+        let filters = dir.join(Kind::Filter.folder());
         let mut reading =
-            Reading { files: &mut files, dir, layers: &layers, findings, name, wrong: Vec::new() };
+            Reading { files: &mut files, dir, filters, layers: &layers, findings, name, wrong: Vec::new() };
         jails.push(reading.jail(at, all));
     }
     Jails { jails, layers }
@@ -136,19 +137,20 @@ pub(super) fn database(dir: &Path, findings: &mut Findings) -> Option<PathBuf> {
     Some(PathBuf::from(path)).filter(|path| path.is_absolute())
 }
 
-/// Reads the filter `name` below `dir` with these options, for a jail that adds nothing.
+/// Reads the filter `name` in the folder `home` with these options, for a jail that adds nothing.
 ///
 /// # Errors
 /// A sentence that says why it cannot be used.
 pub(super) fn filter(
-    dir: &Path,
+    home: &Path,
     name: &str,
     options: &BTreeMap<String, String>,
     findings: &mut Findings,
 ) -> Result<FilterUse, String> {
     let (mut files, layers, at) = (Files::default(), Layers::default(), Place::default());
+    let (dir, filters) = (home, home.to_owned());
     let mut reading =
-        Reading { files: &mut files, dir, layers: &layers, findings, name: "", wrong: Vec::new() };
+        Reading { files: &mut files, dir, filters, layers: &layers, findings, name: "", wrong: Vec::new() };
     let options = options.iter().map(|(option, value)| (option.clone(), value.clone())).collect();
     let call = Call { name: name.to_owned(), options };
     let none = Vars::new();
@@ -160,6 +162,8 @@ pub(super) fn filter(
 struct Reading<'a> {
     files: &'a mut Files,
     dir: &'a Path,
+    /// The folder of the filters.
+    filters: PathBuf,
     layers: &'a Layers,
     findings: &'a mut Findings,
     name: &'a str,
@@ -315,11 +319,27 @@ impl Reading<'_> {
 
     fn filter_files(&mut self, call: Call, at: &Place) -> Result<FilterFiles, Kept> {
         let given = call.options.clone();
-        let (layers, path) = definition::read(self.files, self.dir, Kind::Filter, &call.name, self.findings)
-            .map_err(|why| {
-                let hint = "copy it from the fail2ban package, or name another filter";
-                self.wrong("filter", at, why, hint)
-            })?;
+        let (layers, path) =
+            definition::read(self.files, &self.filters, Kind::Filter, &call.name, self.findings).map_err(
+                |why| {
+                    let hint = "copy it from the fail2ban package, or name another filter";
+                    self.wrong("filter", at, why, hint)
+                },
+            )?;
+        // jail.conf gives every filter a `mode`, whether it has any or not.
+        let counts = |option: &str| {
+            self.name.is_empty() || option != "mode" && self.layers.own(self.name, "filter").is_some()
+        };
+        let given_for_nothing = |option: &str| counts(option) && !unknown::is_asked_for(&layers, option);
+        for (option, _) in given.iter().filter(|(option, _)| given_for_nothing(option)) {
+            let key = if self.name.is_empty() { String::new() } else { format!("{}.filter", self.name) };
+            let message = format!("the filter {:?} has no option {option:?}", call.name);
+            let hint = format!("its options are those that {} names", path.display());
+            self.findings.push(match at.line {
+                0 => Diagnostic::about_file(Severity::Warning, &path, message, &hint),
+                _ => self.layers.diagnostic(at, &key, message, &hint),
+            });
+        }
         Ok(FilterFiles { layers, path, call, given })
     }
 
@@ -434,7 +454,8 @@ impl Reading<'_> {
             call.options.push(("actname".to_owned(), actname.clone()));
             actname
         });
-        let layers = match definition::read(self.files, self.dir, Kind::Action, &file, self.findings) {
+        let home = self.dir.join(Kind::Action.folder());
+        let layers = match definition::read(self.files, &home, Kind::Action, &file, self.findings) {
             Ok((layers, _)) => layers,
             // Its commands are not run, so nobody misses them.
             Err(_) if super::action::drops_packets(&file) => {

@@ -1,10 +1,16 @@
 //! Options that nothing asks for, since their names are misspelt.
 //!
 //! fail2ban takes any name in a jail and says nothing, since a value may name it with `%(x)s`. One that nothing names
-//! and that is nearly an option is a slip, and then the option is not in force.
+//! and that is nearly an option is a slip, and then the option is not in force. So is an option given to a
+//! filter that asks for none of this name.
 #![forbid(unsafe_code)]
 
-use super::{definition::Kind, ini::Section, layers::Layers, read::OPTIONS};
+use super::{
+    definition::Kind,
+    ini::Section,
+    layers::{self, Layers},
+    read::OPTIONS,
+};
 
 /// Options that only the values of jail.conf name.
 const CUSTOMARY: [&str; 12] = [
@@ -34,6 +40,18 @@ pub(super) fn misspelt<'a>(layers: &Layers, section: &'a Section) -> Vec<(&'a st
         (near && meant.len() > 3 && !is_named(layers, name)).then_some((name.as_str(), meant))
     });
     nearly.collect()
+}
+
+/// Whether a filter's files have an option of this name, or ask for one.
+pub(super) fn is_asked_for(layers: &Layers, option: &str) -> bool {
+    let option = option.to_lowercase();
+    let known = |section: &Section| {
+        let mut names = section.keys().map(|name| layers::condition(name).unwrap_or((name, "")));
+        names.any(|(name, condition)| name == option || condition.starts_with(&format!("?{option}=")))
+    };
+    Kind::Filter.options().contains(&option.as_str())
+        || layers.sections.values().chain([&layers.defaults]).any(known)
+        || is_named(layers, &option)
 }
 
 /// Whether some value names the option.

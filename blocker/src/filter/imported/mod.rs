@@ -157,6 +157,7 @@ impl Rules {
         now: Timestamp,
         zone: &TimeZone,
     ) -> Option<Failure> {
+        state.noted = false;
         let date = state.read(self, line, now, self.zone.as_ref().unwrap_or(zone));
         let mut text = std::mem::take(&mut state.text);
         let found = self.search(state, &mut text, date, now);
@@ -201,7 +202,11 @@ impl Rules {
         outer.update(facts);
         let mut facts = outer;
         match facts.text("mlfid").map(str::to_owned) {
-            Some(id) => facts = state.connections.merge(&id, facts, matched, now)?,
+            Some(id) => {
+                let merged = state.connections.merge(&id, facts, matched, now);
+                state.noted = merged.is_none();
+                facts = merged?;
+            }
             // Without a connection to remember it for, such a line is nothing; fail2ban would count it.
             None if facts.says("nofail") || facts.says("mlfgained") || facts.id().is_none() => return None,
             None => facts.matches = matched,
@@ -289,6 +294,8 @@ pub(super) struct State {
     connections: Connections,
     /// What the patterns see; kept for its memory.
     text: String,
+    /// Whether the last line was part of a connection's story and no failure.
+    noted: bool,
     gave_up: Cell<u64>,
 }
 
@@ -302,8 +309,14 @@ impl State {
             replaced: None,
             connections: Connections::default(),
             text: String::new(),
+            noted: false,
             gave_up: Cell::new(0),
         }
+    }
+
+    /// Whether the last line was part of a connection's story and no failure.
+    pub(super) fn has_noted(&self) -> bool {
+        self.noted
     }
 
     /// What the bounds have cost so far.
