@@ -72,7 +72,7 @@ impl Linear {
     }
 
     fn is_match_at(&self, text: &str, start: usize) -> bool {
-        let trail = self.trail_if(self.looks_at_words && is_long(text, start) && !text.is_ascii());
+        let trail = self.trail_if(is_long(text, start) && self.is_slow(text));
         match trail.map(|trail| trail.is_match(text, start)) {
             Some(Ok(found)) => found,
             _ => self.regex.is_match_at(text, start),
@@ -88,7 +88,8 @@ impl Linear {
     }
 
     fn find_at(&self, text: &str, start: usize) -> Option<Range<usize>> {
-        let trail = self.trail_if(self.looks_at_words && is_long(text, start) && !text.is_ascii());
+        // The crate's ways to a match that begins anywhere may look at some text several times.
+        let trail = self.trail_if(is_long(text, start) && (!self.anchored || self.is_slow(text)));
         match trail.map(|trail| trail.find(text, start)) {
             Some(Ok(found)) => found,
             _ => self.regex.find_at(text, start).map(|found| found.range()),
@@ -110,6 +111,11 @@ impl Linear {
                 Some(groups.iter().map(|group| group.map(|found| found.range())).collect())
             }
         }
+    }
+
+    /// Whether the crate cannot use its automaton on this text.
+    fn is_slow(&self, text: &str) -> bool {
+        self.looks_at_words && !text.is_ascii()
     }
 
     fn trail_if(&self, wanted: bool) -> Option<&Trail> {

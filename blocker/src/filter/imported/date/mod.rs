@@ -19,7 +19,7 @@ mod template;
 mod zone;
 
 pub(in crate::filter) use fields::zone_of;
-use sieve::Sieve;
+use sieve::{Expressions, Sieve};
 use template::{Hit, Reading, Template};
 
 use crate::time::Timestamp;
@@ -180,8 +180,8 @@ impl Slot {
         f64::from(self.wins) * self.template.weight / (self.distance.max(1) as f64)
     }
 
-    fn find(&mut self, line: &str, start: usize) -> Option<Hit> {
-        let hit = self.template.find(line, start)?;
+    fn find(&mut self, line: &str, start: usize, expressions: Expressions) -> Option<Hit> {
+        let hit = self.template.find(line, start, expressions)?;
         self.matches = self.matches.saturating_add(1);
         Some(hit)
     }
@@ -310,7 +310,7 @@ impl Detector {
                     (line, 0)
                 }
             };
-            if let Some(hit) = self.slots[last].find(searched, start) {
+            if let Some(hit) = self.slots[last].find(searched, start, Expressions::ALL) {
                 if single || anchored || hit.span == self.place.span {
                     return Some((last, hit, searched));
                 }
@@ -322,15 +322,19 @@ impl Detector {
             if tried == Some(index) {
                 continue;
             }
+            let mut expressions = Expressions::ALL;
             if line.len() > LONG_BYTES && !self.slots[index].template.anchored {
                 let possible = possible.get_or_insert_with(|| Some(self.forms.sieve()?.possible(line)));
-                if possible.as_ref().is_some_and(|possible| !possible.has(self.slots[index].form)) {
+                if let Some(possible) = possible {
+                    expressions = possible.of(self.slots[index].form);
+                }
+                if expressions.are_none() {
                     continue;
                 }
             }
             let next_unused = self.slots.get(index + 1).map(|next| next.matches == 0);
             let slot = &mut self.slots[index];
-            let Some(hit) = slot.find(line, 0) else { continue };
+            let Some(hit) = slot.find(line, 0, expressions) else { continue };
             let start = hit.span.start;
             let settled = slot.template.anchored
                 || next_unused.is_none()

@@ -8,7 +8,7 @@ use std::{ops::Range, sync::OnceLock};
 
 use jiff::tz::TimeZone;
 
-use super::{edge, fields};
+use super::{edge, fields, sieve::Expressions};
 use crate::{
     filter::{
         dialect::{self, Imported},
@@ -59,7 +59,7 @@ pub(super) struct Template {
 type Expression = (Regexp, Vec<(usize, char)>);
 
 /// Where a template found a date.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Hit {
     /// The whole match.
     pub(super) span: Range<usize>,
@@ -206,13 +206,14 @@ impl Template {
         Self::new(&(text + rest))
     }
 
-    /// The leftmost place in `line`, from `start` on, that has this form.
-    pub(super) fn find(&self, line: &str, start: usize) -> Option<Hit> {
+    /// The leftmost place in `line`, from `start` on, that one of these expressions finds.
+    pub(super) fn find(&self, line: &str, start: usize, expressions: Expressions) -> Option<Hit> {
         let compiled = self.compiled.get_or_init(|| {
             // What does not compile was refused when the template was made.
             self.expressions.iter().filter_map(|expression| compile(expression).ok()).collect()
         });
-        let hits = compiled.iter().enumerate().filter_map(|(variant, (regexp, _))| {
+        let tried = compiled.iter().enumerate().filter(|(variant, _)| expressions.has(*variant));
+        let hits = tried.filter_map(|(variant, (regexp, _))| {
             // The forms of an epoch differ in what stands before it, which is no part of the match.
             let span = if compiled.len() > 1 && matches!(self.kind, Kind::Epoch { .. }) {
                 let Search::Found(groups) = regexp.search(line, start, &[]) else { return None };
