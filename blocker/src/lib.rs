@@ -31,7 +31,8 @@
 //! 3. Everything is bounded, each bound is named and counted when it bites: [`policy::Limits`],
 //!    [`filter::LINE_BYTES_MAX`], [`control::protocol::REQUEST_BYTES_MAX`], [`store::HISTORY_MAX`] and their like
 //!    (`the_bound_holds_and_the_silent_pair_gives_way`, `a_full_table_gives_up_the_automatic_ban_soonest_over`,
-//!    `a_flood_of_sources_hides_no_slow_attacker_and_bans_no_stranger`).
+//!    `a_flood_of_sources_hides_no_slow_attacker_and_bans_no_stranger`,
+//!    `a_thousand_connections_are_harmless_and_the_next_is_served`).
 //! 4. Nothing allowlisted or protected is ever dropped: the engine refuses it, and the kernel passes it inside a wider
 //!    ban (`no_life_bans_the_allowlisted_and_equal_lives_are_equal`,
 //!    `prefixes_of_every_length_nest_and_the_allowlist_passes_inside`).

@@ -249,6 +249,8 @@ syslog = ["udp://127.0.0.1:5514"]
         "unix:///run/blocker/log from root",
         "udp://127.0.0.1:5514 from 127.0.0.0/8, ::1",
         "standard input",
+        "warning: jail \"sshd\": whoever can reach it can send to udp://[::]:514 and",
+        "warning: jail \"local\": any user of this host can send to udp://127.0.0.1:5514 and",
         "in /run/blocker/stream.sock (stream) whoever is logged may write a line break, and with it a whole line for the \
          filter \"built-in:monit\"",
     ] {

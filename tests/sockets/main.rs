@@ -538,6 +538,22 @@ fn a_reload_takes_and_adds_sockets_and_the_others_lose_nothing() {
 }
 
 #[test]
+fn a_socket_whose_file_was_removed_is_made_anew() {
+    let mut stage = Stage::on(|stage| {
+        let stream = of(SocketAddress::Stream(stage.path("b")), Form::Line);
+        vec![of(SocketAddress::Datagram(stage.path("a")), Form::Line), stream]
+    });
+    let mut kept = UnixStream::connect(stage.path("b")).unwrap();
+    fs::remove_file(stage.path("a")).unwrap();
+    stage.source.open_missing();
+    assert_eq!(stage.source.troubles(), Vec::<String>::new());
+    UnixDatagram::unbound().unwrap().send_to(b"found", stage.path("a")).unwrap();
+    stage.until_seen(0, "found\n");
+    kept.write_all(b"the other is as it was\n").unwrap();
+    stage.until_seen(1, "the other is as it was\n");
+}
+
+#[test]
 fn standard_input_is_read_to_its_end_and_its_writer_waits() {
     let long = "x".repeat(LINE_BYTES_MAX + 1);
     for (input, lines, counters) in [

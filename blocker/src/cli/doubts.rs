@@ -13,7 +13,7 @@ use crate::{
         Dialect, Filter, SourceKind,
         lint::{self, Safety},
     },
-    policy::{Form, Jail, SocketAddress, SocketSpec, SourceSpec},
+    policy::{Access, Form, Jail, SocketAddress, SocketSpec, SourceSpec},
 };
 
 /// How long all proofs together may take.
@@ -41,6 +41,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
             doubts.extend(forgeable_lines(config, jail, filter));
         }
         doubts.extend(unattributed(config, jail));
+        doubts.extend(unasked(config, jail));
     }
     doubts
 }
@@ -140,6 +141,42 @@ fn unattributed(config: &Config, jail: &Jail) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Sockets on which the kernel cannot say who sends.
+fn unasked(config: &Config, jail: &Jail) -> Vec<String> {
+    let sources = jail.sources.iter().filter_map(|id| config.policy.sources.get(usize::from(id.0)));
+    let sockets = sources.filter_map(|source| match source {
+        SourceSpec::Socket(spec) => Some(spec),
+        _ => None,
+    });
+    let loopback = Access::default().allow;
+    let doubt = |spec: &SocketSpec| {
+        let is_udp = match spec.address {
+            SocketAddress::Udp(_) => true,
+            SocketAddress::Tcp(_) => false,
+            SocketAddress::Datagram(_) | SocketAddress::Stream(_) => return None,
+        };
+        let allow = spec.access.as_ref().map_or(&loopback, |access| &access.allow);
+        let (who, advice) = if allow.iter().any(|prefix| loopback.iter().any(|own| own.overlaps(*prefix))) {
+            (
+                "any user of this host",
+                "a socket such as \"unix:///run/blocker/log\" takes only those it is told to",
+            )
+        } else if is_udp {
+            (
+                "whoever can reach it",
+                "the sender of a datagram can be made up, that of a connection (tcp://) cannot",
+            )
+        } else {
+            return None;
+        };
+        Some(format!(
+            "warning: jail {:?}: {who} can send to {spec} and have others banned; {advice}",
+            jail.name
+        ))
+    };
+    sockets.filter_map(doubt).collect()
 }
 
 /// How lines are told apart in a socket: where a message is one, its sender's line breaks make no further one. In a

@@ -17,7 +17,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
@@ -32,7 +32,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use super::intake::{Intake, Lines, Outlet, signal};
 use crate::{
     engine::SourceId,
-    policy::{SocketLimits, SocketSpec},
+    policy::{SocketAddress, SocketLimits, SocketSpec},
 };
 use listener::Listener;
 use receiver::{Receiving, Request, Shown};
@@ -133,19 +133,23 @@ impl SocketSource {
         if self.sockets.is_empty() {
             return self.end();
         }
-        let access = |socket: &Socket| (socket.key, socket.spec.access.clone().unwrap_or_default());
-        let kept = self.sockets.iter().map(access).collect();
         if self.thread.is_some() {
             self.ask(Request::Limit(limits));
-            self.ask(Request::Keep(kept));
-            // A socket that goes has to be closed before another takes its name.
-            let _closed = self.report();
+            self.keep();
         }
         self.open_missing();
     }
 
-    /// Tries again to listen on what could not be listened on.
+    /// Closes what is not wanted any more. A socket that goes has to be closed before another takes its name.
+    fn keep(&self) {
+        let access = |socket: &Socket| (socket.key, socket.spec.access.clone().unwrap_or_default());
+        self.ask(Request::Keep(self.sockets.iter().map(access).collect()));
+        let _closed = self.report();
+    }
+
+    /// Tries again to listen on what could not be listened on, and anew where somebody has removed a socket's file.
     pub fn open_missing(&mut self) {
+        self.let_go_of_removed();
         for at in 0..self.sockets.len() {
             let Some(Socket { key, spec, .. }) =
                 self.sockets.get(at).filter(|socket| socket.trouble.is_some())
@@ -167,6 +171,25 @@ impl SocketSource {
             if let Some(socket) = self.sockets.get_mut(at) {
                 socket.trouble = trouble;
             }
+        }
+    }
+
+    /// Nobody finds a socket without its file.
+    fn let_go_of_removed(&mut self) {
+        let mut removed = false;
+        for socket in self.sockets.iter_mut().filter(|socket| socket.trouble.is_none()) {
+            let (SocketAddress::Datagram(path) | SocketAddress::Stream(path)) = &socket.spec.address else {
+                continue;
+            };
+            if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                self.next_key = self.next_key.wrapping_add(1);
+                socket.key = self.next_key;
+                socket.trouble = Some(format!("{} was removed", path.display()));
+                removed = true;
+            }
+        }
+        if removed {
+            self.keep();
         }
     }
 
