@@ -101,7 +101,7 @@ fn date_at(bytes: &[u8], start: usize) -> Option<Found> {
     } else {
         return None;
     };
-    cursor.at_border().then(|| Found { span: start..cursor.at, date })
+    cursor.at_border().then_some(Found { span: start..cursor.at, date })
 }
 
 /// `2026-11-24 02:47:40`, with `/` for `-`, `T` for the space, a fraction, a zone.
