@@ -144,7 +144,7 @@ fn fuzz(binaries: &Path, name: &str, seconds: u64) -> Result<()> {
     command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={INPUT_BYTES_MAX}"));
     command.arg(format!("-timeout={INPUT_SECONDS_MAX}")).arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"));
     command.arg(format!("-artifact_prefix={}/", broken.display()));
-    command.args(["-print_final_stats=1", "-verbosity=0"]);
+    command.args(["-print_final_stats=1", "-verbosity=0", "-print_funcs=0"]);
     let status = command.status().with_context(|| format!("start {}", shown(&command)))?;
     if !status.success() {
         bail!("the target {name}: {status}; the input that broke it is in {}", broken.display());
