@@ -1,12 +1,17 @@
 //! Finds the date a log line carries, so that it can be cut out and the rest be matched.
 //!
 //! Reads by hand, at the start of the line or directly behind a `[`, and nowhere else: the prefilter relies on a
-//! cut never joining text other than `[` and `]`. Knows no time zone but the offset it is given.
+//! cut never joining text other than `[` and `]`. From a line of JSON nothing is cut; [`find_in_json`] knows its date.
+//! Knows no time zone but the offset it is given.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 
 use crate::time::Timestamp;
+
+mod json;
+pub(super) use json::Time;
+pub use json::find_in_json;
 
 /// How many opening brackets of one line are looked behind.
 const BRACKETS_MAX: usize = 8;
@@ -25,7 +30,7 @@ pub struct Clock {
 /// A date in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The bytes it occupies, without brackets around it.
+    /// The bytes it occupies, without brackets or quotes around it.
     pub span: Range<usize>,
     date: Date,
 }
@@ -80,28 +85,33 @@ pub fn find(line: &str) -> Option<Found> {
     if let Some(found) = date_at(bytes, start) {
         return Some(found);
     }
+    // In an object of JSON, text in brackets is most likely a client's.
+    if bytes.get(start) == Some(&b'{') {
+        return None;
+    }
     memchr::memchr_iter(b'[', bytes)
         .take(BRACKETS_MAX)
         .find_map(|open| date_at(bytes, open + 1).filter(|found| bytes.get(found.span.end) == Some(&b']')))
 }
 
 fn date_at(bytes: &[u8], start: usize) -> Option<Found> {
-    let first = *bytes.get(start)?;
     let mut cursor = Cursor { bytes, at: start };
-    let date = if first.is_ascii_digit() {
-        // They differ in their first bytes.
-        match [2, 4, 8].map(|at| bytes.get(start + at)) {
-            [_, Some(b'-' | b'/'), _] => numeric(&mut cursor)?,
-            [Some(b'-' | b'/'), ..] => common_log(&mut cursor)?,
-            [_, _, Some(b'-')] => compact(&mut cursor)?,
-            _ => epoch(&mut cursor)?,
-        }
-    } else if first.is_ascii_alphabetic() {
-        named(&mut cursor)?
-    } else {
-        return None;
-    };
+    let date = form(&mut cursor)?;
     cursor.at_border().then_some(Found { span: start..cursor.at, date })
+}
+
+/// A date in any form; they differ in their first bytes.
+fn form(c: &mut Cursor<'_>) -> Option<Date> {
+    match c.peek()? {
+        b'0'..=b'9' => match [2, 4, 8].map(|at| c.bytes.get(c.at + at)) {
+            [_, Some(b'-' | b'/'), _] => numeric(c),
+            [Some(b'-' | b'/'), ..] => common_log(c),
+            [_, _, Some(b'-')] => compact(c),
+            _ => epoch(c),
+        },
+        b'A'..=b'Z' | b'a'..=b'z' => named(c),
+        _ => None,
+    }
 }
 
 /// `2026-11-24 02:47:40`, with `/` for `-`, `T` for the space, a fraction, a zone.
@@ -407,6 +417,7 @@ mod tests {
             "20261324-02:47:40 x",
             "24-Nov/2026 02:47:40 x",
             "Növ 24 02:47:40",
+            r#" {"uri":"/[2026-11-24 02:47:40]"}"#,
         ] {
             assert_eq!(find(line), None, "{line}");
         }

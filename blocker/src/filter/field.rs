@@ -5,7 +5,7 @@
 //! is there twice is nobody's: parsers differ in which they take. What cannot be read is counted.
 #![forbid(unsafe_code)]
 
-use std::{fmt, ops::Range};
+use std::fmt;
 
 use super::{
     date::{self, Clock},
@@ -16,8 +16,6 @@ use crate::time::Timestamp;
 
 /// Objects that a field may be inside of, and itself.
 pub const PARTS_MAX: usize = 8;
-/// Where loggers write when a line was written, the usual first.
-const TIMES: [&[u8]; 7] = [b"time", b"timestamp", b"@timestamp", b"ts", b"datetime", b"date", b"t"];
 /// What of the raw line a piece of a pattern's text must have to be looked for.
 const PIECE_BYTES_MIN: usize = 3;
 
@@ -182,15 +180,8 @@ impl Field {
 
     fn find(&mut self, line: &str) -> Result<(), Miss> {
         let object = line.get(start_of_object(line).ok_or(Miss::NotJson)?..).unwrap_or("").trim_end();
-        let mut time = None;
-        let mut value = self.look_in(object, 0, |key, value| {
-            let place = TIMES.iter().position(|name| *name == key);
-            if let Some(place) = place
-                && time.is_none_or(|(best, _)| place < best)
-            {
-                time = Some((place, value));
-            }
-        })?;
+        let mut time = date::Time::default();
+        let mut value = self.look_in(object, 0, |key, value| time.see(key, value))?;
         for depth in 1..self.path.names.len() {
             let Value::Object(inner) = value else { return Err(Miss::NoField) };
             let inner = std::str::from_utf8(inner).map_err(|_| Miss::NotJson)?;
@@ -211,9 +202,8 @@ impl Field {
         self.date = date::find(&self.text);
         if let Some(found) = &self.date {
             self.text.replace_range(found.span.clone(), "");
-        } else if let Some((_, Value::Text(raw) | Value::Bare(raw))) = time {
-            let text = std::str::from_utf8(raw).unwrap_or("");
-            self.date = date::find(text).filter(|found| found.span == (Range { start: 0, end: text.len() }));
+        } else {
+            self.date = time.date();
         }
         Ok(())
     }

@@ -112,7 +112,10 @@ impl Line<'_> {
             Rules::Native(_) => {
                 let own = self.fields.get(filter).and_then(Option::as_ref);
                 let own = own.and_then(|field| field.date(self.clock));
-                own.or_else(|| self.date.as_ref()?.at(self.clock))
+                own.or_else(|| match &self.date {
+                    Some(found) => found.at(self.clock),
+                    None => date::find_in_json(self.whole)?.at(self.clock),
+                })
             }
             Rules::Imported(_) => self.failure(filter)?.date,
         }

@@ -1,7 +1,7 @@
 //! Every shipped filter through the whole engine of this module, against the plainest evaluation there is: line by line,
 //! every pattern in order, by captures.
 
-use std::{cell::RefCell, path::Path, sync::LazyLock};
+use std::{cell::RefCell, collections::BTreeSet, path::Path, sync::LazyLock};
 
 use proptest::prelude::*;
 
@@ -76,6 +76,46 @@ fn all_samples_in_one_log_come_out_as_they_do_plainly() {
     }
     check(lines.join("\n").as_bytes()).unwrap();
     check(lines.join("\r\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn a_failure_in_a_shipped_sample_of_json_counts_at_its_own_time() {
+    // What the samples say in their own words.
+    const TIMES: [(&str, i64); 3] = [
+        ("2026-11-24", 1_795_488_460),
+        ("2016-11-24", 1_479_955_660),
+        (r#""ts":1764000000.1234567"#, 1_764_000_000),
+    ];
+    let mut dated: BTreeSet<&str> = BTreeSet::new();
+    for filter in SHIPPED.iter() {
+        let mut matcher = SourceMatcher::new(vec![filter.clone()]);
+        let is_json = |sample: &&Sample| sample.host.is_some() && sample.line.trim_start().starts_with('{');
+        for sample in filter.samples.iter().filter(is_json) {
+            let says = |(text, _): &&(&str, i64)| sample.line.contains(text);
+            let wanted = TIMES.iter().rev().find(says).map(|(_, secs)| *secs);
+            let mut date = None;
+            matcher.scan(sample.line.as_bytes(), SAMPLE_CLOCK, |line| date = line.date(0));
+            assert_eq!(date.map(Timestamp::as_secs), wanted, "{}: {}", filter.name, sample.line);
+            if date.is_some() {
+                dated.insert(&filter.name);
+            }
+        }
+    }
+    let wanted = [
+        "authelia",
+        "caddy",
+        "gitlab",
+        "grafana",
+        "keycloak-json",
+        "miniflux",
+        "mongodb",
+        "mysqld-json",
+        "nextcloud",
+        "owncloud",
+        "postgresql-json",
+        "traefik",
+    ];
+    assert_eq!(dated, wanted.into(), "filters whose samples of JSON have a date");
 }
 
 /// What hostile or odd text puts into a line.

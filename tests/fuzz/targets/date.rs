@@ -12,8 +12,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     let clock = Clock { now: Timestamp::from_secs(1_795_525_200), utc_offset_secs: 7_200 };
-    if let Some(found) = date::find(&text) {
+    for found in [date::find(&text), date::find_in_json(&text)].into_iter().flatten() {
         assert!(text.get(found.span.clone()).is_some_and(|date| !date.is_empty()), "{found:?} in {text:?}");
+        let _instant = found.at(clock);
     }
     // The first line is a datepattern, the others are the log.
     let Some((datepattern, log)) = text.split_once('\n') else { return };

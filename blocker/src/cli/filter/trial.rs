@@ -246,7 +246,7 @@ impl Trial {
     /// Counts the form of the date that stands in the line: its digits as 9, its letters as a.
     fn note_form(&mut self, line: &[u8]) {
         let line = String::from_utf8_lossy(line.get(..LINE_BYTES_MAX).unwrap_or(line));
-        let Some(found) = date::find(&line) else {
+        let Some(found) = date::find(&line).or_else(|| date::find_in_json(&line)) else {
             self.counts.undated += 1;
             return;
         };
