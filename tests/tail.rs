@@ -339,6 +339,7 @@ fn what_cannot_be_read_is_said_and_tried_again() {
         let mut reader = Reader::open(Path::new(&std::env::var_os("TAIL_UNREADABLE").unwrap_or_default()));
         reader.poll();
         assert!(reader.state().starts_with("permission denied"), "{}", reader.state());
+        assert_eq!(reader.counter("denied"), 1);
         return;
     }
     if !rustix::process::geteuid().is_root() {
@@ -362,6 +363,126 @@ fn what_cannot_be_read_is_said_and_tried_again() {
         .expect("run");
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+/// What somebody does to a log.
+type Deed = fn(&Path);
+/// A name, what is done, the counter and what it says then, how the state begins, and the lines.
+type Case = (&'static str, Deed, &'static str, u64, &'static str, &'static [&'static str]);
+
+#[test]
+fn whatever_a_log_turns_into_has_a_counter_and_a_line_in_status() {
+    let fifo: Deed = |path| {
+        fs::remove_file(path).expect("delete");
+        let mode = rustix::fs::Mode::from_raw_mode(0o644);
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).expect("mkfifo");
+    };
+    let long: Deed = |path| {
+        // A line of a GiB, nearly all of it a hole.
+        let file = OpenOptions::new().append(true).open(path).expect("open");
+        file.set_len(1 << 30).expect("a sparse file");
+        append(path, "\nafter\n");
+    };
+    let cases: [Case; 12] = [
+        ("a FIFO", fifo, "not_a_file", 1, "a FIFO: name", &["first"]),
+        (
+            "a device",
+            |path| {
+                fs::remove_file(path).expect("delete");
+                symlink("/dev/zero", path).expect("link");
+            },
+            "not_a_file",
+            1,
+            "a device: name",
+            &["first"],
+        ),
+        (
+            "a directory",
+            |path| {
+                fs::remove_file(path).expect("delete");
+                fs::create_dir(path).expect("mkdir");
+            },
+            "not_a_file",
+            1,
+            "a directory: name",
+            &["first"],
+        ),
+        (
+            "a world-writable folder",
+            |path| {
+                let folder = path.parent().expect("a folder");
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("chmod");
+            },
+            "world_writable",
+            1,
+            "reading, but everybody may replace it",
+            &["first"],
+        ),
+        (
+            "a disk that fails",
+            |path| {
+                fs::remove_file(path).expect("delete");
+                // Nothing is mapped at its beginning: EIO, and no end.
+                symlink("/proc/self/mem", path).expect("link");
+            },
+            "read_errors",
+            1,
+            "reading, with trouble: cannot be read: Input/output error",
+            &["first"],
+        ),
+        ("a line of a GiB", long, "skipped", 1, "reading", &["first", "after"]),
+        ("NUL", |path| append(path, "a\0b\n"), "odd_bytes", 1, "reading", &["first", "a\0b"]),
+        ("CR", |path| append(path, "a\r\nb\rc\n"), "odd_bytes", 0, "reading", &["first", "a\r", "b\rc"]),
+        (
+            "what is no UTF-8",
+            |path| {
+                let mut file = OpenOptions::new().append(true).open(path).expect("open");
+                file.write_all(b"fine\n\xff\xfe\nfine too\n").expect("write");
+            },
+            "odd_bytes",
+            1,
+            "reading",
+            &["first", "fine", "\u{fffd}\u{fffd}", "fine too"],
+        ),
+        (
+            "another file",
+            |path| {
+                fs::write(path.with_extension("new"), "other\n").expect("write");
+                fs::rename(path.with_extension("new"), path).expect("replace");
+            },
+            "rotated",
+            1,
+            "reading",
+            &["first", "other"],
+        ),
+        (
+            "emptied",
+            |path| fs::write(path, "again\n").expect("write"),
+            "truncated",
+            1,
+            "reading",
+            &["first", "again"],
+        ),
+        ("deleted", |path| fs::remove_file(path).expect("delete"), "rotated", 1, "missing: read", &["first"]),
+    ];
+    for (name, deed, counter, count, state, lines) in cases {
+        let (_directory, path) = scratch();
+        append(&path, "");
+        let mut reader = Reader::open(&path);
+        append(&path, "first\n");
+        reader.poll();
+        deed(&path);
+        reader.poll();
+        reader.later(11);
+        assert_eq!((name, reader.counter(counter)), (name, count));
+        assert!(reader.state().starts_with(state), "{name}: {}", reader.state());
+        // Nothing of it is worse after a while, and nothing ends the reader.
+        for _ in 0..3 {
+            reader.later(11);
+        }
+        assert!(reader.state().starts_with(state), "{name}, later: {}", reader.state());
+        assert_eq!(reader.texts(), lines, "{name}");
+    }
 }
 
 #[test]

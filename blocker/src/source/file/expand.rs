@@ -114,7 +114,7 @@ impl Walk {
             Ok(entries) => entries,
             Err(error) => {
                 if self.trouble.is_empty() {
-                    self.trouble = format!("{}: {}", folder.display(), open::trouble(&error));
+                    self.trouble = format!("{}: {}", folder.display(), open::trouble(&error).text);
                 }
                 return Vec::new();
             }

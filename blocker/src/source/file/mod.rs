@@ -76,7 +76,9 @@ pub struct FileStatus {
     pub state: String,
     /// Bytes handed out.
     pub bytes: u64,
-    /// `rotated`, `truncated`, `skipped` (lines too long or cut by a truncation), `files_over_limit`.
+    /// `rotated` (replaced by another file), `truncated`, `skipped` (lines too long or cut by a truncation), `odd_bytes`
+    /// (lines with NUL or what is no UTF-8, handed out all the same), `not_a_file` (a FIFO, device, directory or socket),
+    /// `denied`, `read_errors`, `world_writable` (everybody may replace the file), `files_over_limit`.
     pub counters: Vec<(&'static str, u64)>,
 }
 
@@ -238,6 +240,11 @@ impl FileSource {
                     ("rotated", slot.rotated),
                     ("truncated", counters.truncated),
                     ("skipped", counters.skipped),
+                    ("odd_bytes", counters.odd_bytes),
+                    ("not_a_file", slot.faults.not_a_file),
+                    ("denied", slot.faults.denied),
+                    ("read_errors", slot.faults.read_errors),
+                    ("world_writable", u64::from(slot.open_to_all.is_some())),
                     ("files_over_limit", place.files_over_limit),
                 ];
                 all.push(FileStatus {

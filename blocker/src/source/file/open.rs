@@ -19,15 +19,32 @@ use super::{tail::Identity, watch::Name};
 /// As the kernel's limit on symbolic links in one path (path_resolution(7)).
 const LINKS_MAX: usize = 40;
 
+/// Why a file cannot be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    /// What is in the way, and what to do.
+    pub(crate) text: String,
+    pub(crate) kind: Kind,
+}
+
+/// What kind of trouble it is, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Absent,
+    NotAFile,
+    Denied,
+    Other,
+}
+
 /// Which file a path means now, and its size; an error says why it cannot be read.
-pub(crate) fn identify(path: &Path) -> Result<(Identity, u64), String> {
+pub(crate) fn identify(path: &Path) -> Result<(Identity, u64), Trouble> {
     let metadata = fs::metadata(path).map_err(|error| trouble(&error))?;
     regular(&metadata)?;
     Ok(((metadata.dev(), metadata.ino()), metadata.len()))
 }
 
 /// Opens a regular file for reading.
-pub(crate) fn open(path: &Path) -> Result<File, String> {
+pub(crate) fn open(path: &Path) -> Result<File, Trouble> {
     identify(path)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let file =
@@ -36,7 +53,7 @@ pub(crate) fn open(path: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-fn regular(metadata: &Metadata) -> Result<(), String> {
+fn regular(metadata: &Metadata) -> Result<(), Trouble> {
     let kind: FileType = metadata.file_type();
     let what = if kind.is_file() {
         return Ok(());
@@ -49,22 +66,32 @@ fn regular(metadata: &Metadata) -> Result<(), String> {
     } else {
         "a device: name a regular file"
     };
-    Err(what.to_owned())
+    Err(Trouble { text: what.to_owned(), kind: Kind::NotAFile })
 }
 
-/// What is in the way, and what to do.
-pub(crate) fn trouble(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "missing: read from its first line as soon as it is there".to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "permission denied: let the agent's user read it (often: add the user to the group adm)"
-                .to_owned()
-        }
+/// What an error means for whoever wants the file read.
+pub(crate) fn trouble(error: &io::Error) -> Trouble {
+    let (kind, text) = match error.kind() {
+        io::ErrorKind::NotFound => (Kind::Absent, "missing: read from its first line as soon as it is there"),
+        io::ErrorKind::PermissionDenied => (
+            Kind::Denied,
+            "permission denied: let the agent's user read it (often: add the user to the group adm)",
+        ),
         _ if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
-            "too many open files: raise the agent's limit (LimitNOFILE)".to_owned()
+            (Kind::Other, "too many open files: raise the agent's limit (LimitNOFILE)")
         }
-        _ => format!("cannot be opened: {error}"),
-    }
+        _ => return Trouble { text: format!("cannot be opened: {error}"), kind: Kind::Other },
+    };
+    Trouble { text: text.to_owned(), kind }
+}
+
+/// The folder of a file, if everybody may replace what is in it: then everybody writes its lines, too.
+pub(crate) fn open_to_all(path: &Path) -> Option<&Path> {
+    const STICKY: u32 = 0o1000;
+    const OTHERS_WRITE: u32 = 0o002;
+    let folder = path.parent()?;
+    let mode = fs::metadata(folder).ok()?.mode();
+    (mode & (STICKY | OTHERS_WRITE) == OTHERS_WRITE).then_some(folder)
 }
 
 /// The names on which the meaning of an absolute path depends: each symbolic link on the way, and the last component

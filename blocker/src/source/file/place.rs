@@ -21,7 +21,8 @@ use std::{
 use super::{
     expand::Pattern,
     first::{self, FirstStart},
-    glob, open,
+    glob,
+    open::{self, Kind, Trouble},
     position::{Position, path_text},
     tail::{Counters, Identity, Tail},
     watch::{Name, PlaceId, Watch},
@@ -41,6 +42,17 @@ const ENTRIES_MAX: usize = 65_536;
 /// Looks at directories that change while they are looked at.
 const ROUTES_MAX: usize = 8;
 
+/// What was in the way of reading a file, each time it came to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// A FIFO, a device, a directory or a socket had its name.
+    pub(crate) not_a_file: u64,
+    /// It may not be read.
+    pub(crate) denied: u64,
+    /// The disk, or the file system, refused.
+    pub(crate) read_errors: u64,
+}
+
 /// One path, and the files it means and meant.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
@@ -48,6 +60,11 @@ pub(crate) struct Slot {
     pub(crate) tails: Vec<Tail>,
     /// Why there is nothing to read, or what is wrong; empty if nothing is.
     pub(crate) trouble: String,
+    /// What the disk said at the last read of a file, until one of it succeeds.
+    read_error: Option<(Identity, String)>,
+    /// A folder in which everybody may replace the file.
+    pub(crate) open_to_all: Option<PathBuf>,
+    pub(crate) faults: Faults,
     /// The same file is read under this name.
     alias: Option<PathBuf>,
     /// A file that was there at the start but could not be opened, and its size then.
@@ -60,6 +77,30 @@ pub(crate) struct Slot {
 impl Slot {
     fn current(&self) -> Option<&Tail> {
         self.tails.iter().find(|tail| tail.retire_at.is_none())
+    }
+
+    /// Says what is in the way, and counts it when it was not before.
+    fn say(&mut self, trouble: Trouble) {
+        if self.trouble == trouble.text {
+            return;
+        }
+        self.trouble = trouble.text;
+        match trouble.kind {
+            Kind::NotAFile => self.faults.not_a_file += 1,
+            Kind::Denied => self.faults.denied += 1,
+            Kind::Absent | Kind::Other => {}
+        }
+    }
+
+    /// The same of a read that failed, which is tried again.
+    fn say_failed(&mut self, id: Identity, error: &io::Error) {
+        self.faults.read_errors += u64::from(self.read_error.is_none());
+        self.read_error = Some((id, format!("cannot be read: {error}; tried again")));
+    }
+
+    /// Whether it is to be looked at again soon without being told.
+    fn in_trouble(&self) -> bool {
+        !self.trouble.is_empty() || self.read_error.is_some()
     }
 
     fn retire(&mut self, now: Instant, drain_time: Duration) {
@@ -84,8 +125,19 @@ impl Slot {
             (Some(tail), _) if tail.wd.is_none() => "reading, by polling: no inotify watch is left \
                  (raise the sysctl fs.inotify.max_user_watches)"
                 .to_owned(),
-            (Some(_), _) if self.trouble.is_empty() => "reading".to_owned(),
-            (Some(_), _) => format!("reading, with trouble: {}", self.trouble),
+            (Some(_), _) if self.in_trouble() => {
+                let failed = self.read_error.iter().map(|(_, text)| text.as_str());
+                let troubles: Vec<&str> =
+                    failed.chain([self.trouble.as_str()]).filter(|text| !text.is_empty()).collect();
+                format!("reading, with trouble: {}", troubles.join("; "))
+            }
+            (Some(_), _) => match &self.open_to_all {
+                None => "reading".to_owned(),
+                Some(folder) => format!(
+                    "reading, but everybody may replace it: {} is world-writable (chmod o-w, or +t)",
+                    folder.display()
+                ),
+            },
             (None, Some(alias)) => format!("reading as {}", alias.display()),
             (None, None) => self.trouble.clone(),
         }
@@ -157,9 +209,7 @@ impl Place {
 
     /// Whether it is to be looked at again soon without being told.
     pub(crate) fn in_trouble(&self) -> bool {
-        !self.trouble.is_empty()
-            || self.slots.is_empty()
-            || self.slots.values().any(|slot| !slot.trouble.is_empty())
+        !self.trouble.is_empty() || self.slots.is_empty() || self.slots.values().any(Slot::in_trouble)
     }
 
     /// Every file being read.
@@ -399,13 +449,19 @@ impl Place {
         let (id, size) = match found {
             Ok(found) => found,
             Err(trouble) => {
-                slot.trouble = trouble;
+                slot.say(trouble);
                 slot.retire(now, drain_time);
                 return;
             }
         };
-        slot.trouble.clear();
+        slot.open_to_all = open::open_to_all(path).map(Path::to_owned);
+        let tails = &slot.tails;
+        slot.read_error.take_if(|(failed, _)| !tails.iter().any(|tail| tail.id == *failed));
+        if slot.read_error.is_some() {
+            slot.tails.iter_mut().for_each(|tail| tail.dirty = true);
+        }
         if slot.current().is_some_and(|tail| tail.id == id) {
+            slot.trouble.clear();
             return;
         }
         slot.retire(now, drain_time);
@@ -416,7 +472,9 @@ impl Place {
                 return;
             }
             Taken::Alias(alias) => {
-                self.slots.entry(path.to_owned()).or_default().alias = Some(alias);
+                let slot = self.slots.entry(path.to_owned()).or_default();
+                slot.trouble.clear();
+                slot.alias = Some(alias);
                 return;
             }
             Taken::Nothing => {}
@@ -439,7 +497,7 @@ impl Place {
             }
             Err(trouble) => {
                 let slot = self.slots.entry(path.to_owned()).or_default();
-                slot.trouble = trouble;
+                slot.say(trouble);
                 // Of a place that was read before, a file that nobody knows is new, and read whole.
                 slot.blocked = if first && !self.resumed { Some((id, size)) } else { blocked };
             }
@@ -455,7 +513,9 @@ impl Place {
             // Renamed between looking and opening.
             self.stale = true;
         }
-        self.slots.entry(path.to_owned()).or_default().tails.push(tail);
+        let slot = self.slots.entry(path.to_owned()).or_default();
+        slot.trouble.clear();
+        slot.tails.push(tail);
     }
 
     /// Takes the tail of an inode from the name under which it is read, unless that name still means it.
@@ -490,11 +550,15 @@ impl Place {
         let Some(tail) = slot.tails.iter_mut().find(|tail| tail.dirty) else { return false };
         tail.after = None;
         match tail.read(buffer, deliver) {
-            Ok(true) => tail.retire_at = tail.retire_at.map(|at| at.max(deadline)),
-            Ok(false) => {}
+            Ok(grew) => {
+                if grew {
+                    tail.retire_at = tail.retire_at.map(|at| at.max(deadline));
+                }
+                slot.read_error.take_if(|(failed, _)| *failed == id);
+            }
             Err(error) => {
                 tail.dirty = false;
-                slot.trouble = format!("cannot be read: {error}");
+                slot.say_failed(id, &error);
             }
         }
         slot.tails.iter().any(|tail| tail.dirty)
@@ -511,13 +575,16 @@ impl Place {
         let mut departed = Vec::new();
         for (path, slot) in &mut self.slots {
             let over = |tail: &mut Tail| tail.retire_at.is_some_and(|at| at <= now) && !tail.dirty;
+            let mut failed = None;
             for mut tail in slot.tails.extract_if(.., over) {
-                if let Err(error) = tail.finish(buffer, deliver) {
-                    slot.trouble = format!("cannot be read: {error}");
-                }
+                slot.read_error.take_if(|(failed, _)| *failed == tail.id);
+                failed = tail.finish(buffer, deliver).err().map(|error| (tail.id, error)).or(failed);
                 slot.closed.add(&tail.counters);
                 watches.extend(tail.wd);
                 departed.push(tail.position(path_text(path), true));
+            }
+            if let Some((id, error)) = failed {
+                slot.say_failed(id, &error);
             }
         }
         departed.into_iter().for_each(|position| self.depart(position));

@@ -38,6 +38,8 @@ pub(crate) struct Counters {
     pub truncated: u64,
     /// Lines over [`LINE_BYTES_MAX`], and fragments of lines whose beginning a truncation took.
     pub skipped: u64,
+    /// Lines that hold NUL or what is no UTF-8; they are handed out all the same.
+    pub odd_bytes: u64,
 }
 
 impl Counters {
@@ -46,6 +48,7 @@ impl Counters {
         self.bytes += other.bytes;
         self.truncated += other.truncated;
         self.skipped += other.skipped;
+        self.odd_bytes += other.odd_bytes;
     }
 }
 
@@ -279,6 +282,11 @@ impl Tail {
             return;
         }
         self.counters.bytes += lines.len() as u64;
+        let odd = |bytes: &[u8]| memchr(0, bytes).is_some() || std::str::from_utf8(bytes).is_err();
+        if odd(lines) {
+            let each = lines.split_inclusive(|byte| *byte == b'\n');
+            self.counters.odd_bytes += each.filter(|line| odd(line)).count() as u64;
+        }
         let old = usize::try_from(self.catch_up_to.saturating_sub(start)).unwrap_or(usize::MAX);
         // The line that holds the last byte of the old part belongs to it.
         let split = match lines.get(old.saturating_sub(1)..) {
