@@ -1,10 +1,13 @@
 //! The built agent in a network of its own: what is sent to it bans in the kernel, or does not.
 
 use std::{
+    fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -220,6 +223,46 @@ fn lines_on_standard_input_ban_and_its_end_does_not_end_the_agent() {
 }
 
 #[test]
+fn without_descriptors_it_waits_and_goes_on_when_there_are_some() {
+    let name = "without_descriptors_it_waits_and_goes_on_when_there_are_some";
+    if let Some(reason) = missing() {
+        return skipped(name, &reason);
+    }
+    let town = Town::new();
+    let (stream, datagram) = (town.scratch.join("stream"), town.scratch.join("lines"));
+    let mut agent = town.agent(&format!(
+        "[jail.sshd]\nfilters = [\"sshd\"]\nmaxretry = 1\nstream_socket = {stream:?}\nsocket = {datagram:?}"
+    ));
+    agent.start(binary()).unwrap();
+    let pid = agent.id().unwrap();
+    let allow = |descriptors: usize| {
+        let limit = format!("--nofile={descriptors}:1024");
+        xtask::lab::run(Command::new("prlimit").args(["--pid", &pid.to_string(), &limit])).unwrap();
+    };
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    allow(open + 4);
+    let mut crowd: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(&stream).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(1_500));
+    // Who is connected, and who needs no connection, is heard.
+    writeln!(crowd[0], "{}", failure("203.0.113.1".parse().unwrap(), 1)).unwrap();
+    let line = failure("203.0.113.2".parse().unwrap(), 1);
+    UnixDatagram::unbound().unwrap().send_to(line.as_bytes(), &datagram).unwrap();
+    // Who waited is heard as soon as there are descriptors.
+    writeln!(crowd[39], "{}", failure("203.0.113.3".parse().unwrap(), 1)).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    allow(1_024);
+    for address in ["203.0.113.1", "203.0.113.2", "203.0.113.3"] {
+        until_banned(&agent, address);
+    }
+    let status = agent.json(binary(), &["status"]).unwrap();
+    let counters = &source(&status, &format!("{} (stream)", stream.display()))["counters"];
+    let failed = counters.as_array().unwrap().iter().find(|counter| counter[0] == "failed");
+    let failed = failed.and_then(|counter| counter[1].as_u64());
+    // Once a second, and not as fast as it can.
+    assert!(failed.is_some_and(|times| (1..10).contains(&times)), "{counters}");
+}
+
+#[test]
 fn check_says_who_may_write_and_where_lines_could_be_forged() {
     let scratch = Scratch::new("check").unwrap();
     let config = scratch.join("blocker.toml");
@@ -239,7 +282,7 @@ syslog_allow = ["10.0.0.0/8", "2001:db8::/32"]
 filters = ["sshd"]
 syslog = ["udp://127.0.0.1:5514"]
 "#;
-    std::fs::write(&config, text).unwrap();
+    fs::write(&config, text).unwrap();
     let output = Command::new(binary()).arg("check").arg("--config").arg(&config).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     for expected in [
