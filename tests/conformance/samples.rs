@@ -2,10 +2,11 @@
 //!
 //! A line `# failJSON: {..}` says what must come of the next one; a line without must not match. `# filterOptions:`
 //! gives the sets of options in which the lines behind it run, `# fileOptions:` what all of them share, `# addFILE:` a
-//! further file. Time stands still at fail2ban's test clock, and what a filter remembers lasts over its files.
+//! further file. Time stands still at fail2ban's test clock, and what a filter remembers lasts over its files. Every
+//! `failregex` must be hit by some line, in one of the sets of options that it is part of.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,6 +32,8 @@ const ZONE: &str = "CET-1CEST-2,M3.5.0,M10.5.0";
 const NOW: Timestamp = Timestamp::from_secs(1_124_013_600);
 /// Fewer cases than this mean that the samples were not read as they are meant.
 const CASES_MIN: usize = 1_000;
+/// As much for the patterns.
+const PATTERNS_MIN: usize = 400;
 
 /// A case that did not come out as fail2ban says.
 #[derive(Debug)]
@@ -71,6 +74,10 @@ struct Report {
     filters: usize,
     cases: usize,
     differences: Vec<Difference>,
+    /// Those of every filter in every set of its options.
+    patterns: usize,
+    /// Those of them that no line hits.
+    unused: Vec<Difference>,
 }
 
 #[test]
@@ -93,8 +100,11 @@ fn fail2bans_own_samples_come_out_as_it_says() {
         kept.iter().find(|k| k.filter == difference.filter && difference.text.contains(&k.text))
     };
     let agreeing = report.cases - report.differences.len();
+    let used = report.patterns - report.unused.len();
     println!("samples: {} filters, {} cases, {agreeing} agreeing", report.filters, report.cases);
-    for difference in &report.differences {
+    println!("patterns with a sample: {} patterns, {used} hit", report.patterns);
+    let differences = || report.differences.iter().chain(&report.unused);
+    for difference in differences() {
         match is_kept(difference) {
             Some(deviation) => println!("{difference}\n    on purpose: {}", deviation.reason),
             None => println!("{difference}"),
@@ -106,9 +116,12 @@ fn fail2bans_own_samples_come_out_as_it_says() {
         agreeing,
         report.differences.iter().map(|d| d.to_string()),
     );
-    let unexpected = report.differences.iter().filter(|difference| is_kept(difference).is_none()).count();
+    let unused = report.unused.iter().map(|d| d.to_string());
+    xtask::conformance::record("patterns with a sample", report.patterns, used, unused);
+    let unexpected = differences().filter(|difference| is_kept(difference).is_none()).count();
     assert_eq!(unexpected, 0, "differences that nobody decided on");
     assert!(report.cases >= CASES_MIN, "only {} cases were found", report.cases);
+    assert!(report.patterns >= PATTERNS_MIN, "only {} patterns were found", report.patterns);
 }
 
 /// One filter over its sample files.
@@ -117,8 +130,16 @@ struct Run<'a> {
     incumbent: &'a Incumbent,
     name: &'a str,
     dir: &'a Path,
-    /// By options.
-    matchers: BTreeMap<String, Option<SourceMatcher>>,
+    /// By options; `None` for one that cannot be made.
+    matchers: BTreeMap<String, Option<Tried>>,
+}
+
+/// A filter in one set of options.
+struct Tried {
+    matcher: SourceMatcher,
+    failregex: Vec<String>,
+    /// Places of those that some line hit.
+    hit: BTreeSet<usize>,
 }
 
 /// Options in which lines run, those of fail2ban's test itself among them.
@@ -136,6 +157,26 @@ impl Run<'_> {
                 Ok(bytes) => self.file(&file, &bytes, &mut sets, &mut files),
                 Err(error) => self.differs(&Options::new(), &file, 0, error.to_string(), ""),
             }
+        }
+        self.patterns();
+    }
+
+    /// As fail2ban's test does: one that is hit in another set of options is tested, too.
+    fn patterns(&mut self) {
+        let all = || self.matchers.iter().filter_map(|(key, tried)| Some((key, tried.as_ref()?)));
+        let hit: BTreeSet<&str> =
+            all().flat_map(|(_, tried)| tried.hit.iter().map(|at| tried.failregex[*at].as_str())).collect();
+        for (options, tried) in all() {
+            self.report.patterns += tried.failregex.len();
+            let unused = tried.failregex.iter().enumerate().filter(|(_, text)| !hit.contains(text.as_str()));
+            self.report.unused.extend(unused.map(|(at, text)| Difference {
+                filter: self.name.to_owned(),
+                options: options.clone(),
+                file: self.dir.join("filter.d").join(format!("{}.conf", self.name)),
+                line: 0,
+                what: format!("no sample hits failregex {at}"),
+                text: text.clone(),
+            }));
         }
     }
 
@@ -218,10 +259,13 @@ impl Run<'_> {
         let found = match self.matcher(options) {
             Err(why) => Err(why),
             Ok(None) => Err("the filter cannot be used".to_owned()),
-            Ok(Some(matcher)) => {
+            Ok(Some(tried)) => {
                 let mut found = None;
                 let clock = Clock { now: NOW, utc_offset_secs: 0 };
-                matcher.scan(&line, clock, |line| found = line.failure(0).cloned());
+                tried.matcher.scan(&line, clock, |line| {
+                    found = line.failure(0).cloned();
+                    tried.hit.extend(line.pattern(0));
+                });
                 Ok(found)
             }
         };
@@ -232,7 +276,7 @@ impl Run<'_> {
     }
 
     /// The matcher of the filter with these options; an error the first time that it cannot be made.
-    fn matcher(&mut self, options: &Options) -> Result<Option<&mut SourceMatcher>, String> {
+    fn matcher(&mut self, options: &Options) -> Result<Option<&mut Tried>, String> {
         let given: BTreeMap<String, String> = options
             .iter()
             .filter(|(option, _)| !option.starts_with("test."))
@@ -244,13 +288,14 @@ impl Run<'_> {
         };
         if !self.matchers.contains_key(&key) {
             let made = read_fail2ban_filter(self.dir, self.name, &given).and_then(|(spec, _)| {
+                let failregex = spec.failregex.iter().map(|pattern| pattern.text.clone()).collect();
                 let filter = Filter::compile(spec).map_err(|error| error.to_string())?;
                 let mut matcher = SourceMatcher::new(vec![Arc::new(filter)]);
                 matcher.set_zone(TimeZone::posix(ZONE).map_err(|error| error.to_string())?);
-                Ok(matcher)
+                Ok(Tried { matcher, failregex, hit: BTreeSet::new() })
             });
             match made {
-                Ok(matcher) => self.matchers.insert(key.clone(), Some(matcher)),
+                Ok(tried) => self.matchers.insert(key.clone(), Some(tried)),
                 Err(why) => {
                     self.matchers.insert(key, None);
                     return Err(why);

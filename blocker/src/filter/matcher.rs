@@ -131,6 +131,14 @@ impl Line<'_> {
         !is_failure && memory.is_some_and(|memory| memory.state.has_noted())
     }
 
+    /// The place among the `failregex` of the imported filter with this index of the one that matched, also where that
+    /// is no failure yet or none at all, as for `<F-NOFAIL>`.
+    pub fn pattern(&mut self, filter: usize) -> Option<usize> {
+        self.failure(filter);
+        let memory = self.memories.get(filter)?.as_ref()?;
+        memory.asked.as_ref().and(memory.state.matched)
+    }
+
     /// Everything that the filter with this index found, if it is an imported one. It is evaluated once, however often
     /// it is asked.
     pub fn failure(&mut self, filter: usize) -> Option<&Failure> {

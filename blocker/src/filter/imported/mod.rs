@@ -158,6 +158,7 @@ impl Rules {
         zone: &TimeZone,
     ) -> Option<Failure> {
         state.noted = false;
+        state.matched = None;
         let date = state.read(self, line, now, self.zone.as_ref().unwrap_or(zone));
         let mut text = std::mem::take(&mut state.text);
         let found = self.search(state, &mut text, date, now);
@@ -197,6 +198,7 @@ impl Rules {
             .find_map(|(index, pattern)| Some((index, pattern, pattern.find(text, &state.gave_up)?)))?;
         let mut facts = Facts::default();
         let matched = self.matched(state, text, pattern, &groups)?;
+        state.matched = Some(index);
         pattern.facts(text, &groups, &mut facts);
         pattern.clear(&mut outer, facts.id().is_some());
         outer.update(facts);
@@ -296,6 +298,8 @@ pub(super) struct State {
     text: String,
     /// Whether the last line was part of a connection's story and no failure.
     noted: bool,
+    /// The place of the pattern that matched the last line, whatever came of it.
+    pub(super) matched: Option<usize>,
     gave_up: Cell<u64>,
 }
 
@@ -310,6 +314,7 @@ impl State {
             connections: Connections::default(),
             text: String::new(),
             noted: false,
+            matched: None,
             gave_up: Cell::new(0),
         }
     }
