@@ -60,7 +60,7 @@ fn the_shipped_example_loads_without_a_warning() {
     assert_eq!(warnings(&config), "");
     let enabled: Vec<&str> = config.policy.jails.iter().map(|jail| &*jail.name).collect();
     assert_eq!(enabled, ["sshd"]);
-    assert_eq!(config.jails.len(), 5, "disabled jails are reported too");
+    assert_eq!(config.jails.len(), 6, "disabled jails are reported too");
 }
 
 /// Uncommenting every default of the example changes nothing, so it shows the true defaults and every key.

@@ -539,11 +539,15 @@ fn date_of(config: &Config, line: &[u8], now: Timestamp) -> Option<Timestamp> {
     date::find(&String::from_utf8_lossy(line))?.at(clock)
 }
 
-fn file_specs(config: &Config) -> Vec<(SourceId, PathBuf)> {
+fn file_specs(config: &Config) -> Vec<(SourceId, file::LogFile)> {
     let specs = config.policy.sources.iter().enumerate();
     specs
         .filter_map(|(index, spec)| match spec {
-            SourceSpec::File(path) => Some((SourceId(u16::try_from(index).ok()?), path.clone())),
+            SourceSpec::File(path) => Some((SourceId(u16::try_from(index).ok()?), path.clone().into())),
+            SourceSpec::Container(path, format) => Some((
+                SourceId(u16::try_from(index).ok()?),
+                file::LogFile { path: path.clone(), format: Some(*format) },
+            )),
             _ => None,
         })
         .collect()

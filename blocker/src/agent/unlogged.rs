@@ -11,8 +11,11 @@ pub fn unlogged(policy: &Policy, jail: &Jail) -> Option<String> {
     let mut absent = Vec::new();
     for spec in specs {
         match spec {
-            SourceSpec::File(path) if !file::is_there(path) => absent.push(path.display().to_string()),
+            SourceSpec::File(path) | SourceSpec::Container(path, _) if !file::is_there(path) => {
+                absent.push(path.display().to_string());
+            }
             SourceSpec::File(_)
+            | SourceSpec::Container(..)
             | SourceSpec::Socket(_)
             | SourceSpec::Stdin
             | SourceSpec::Journal { .. }

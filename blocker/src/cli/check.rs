@@ -78,6 +78,7 @@ fn sources(config: &Config, jail: &Jail) -> Vec<String> {
     specs
         .map(|spec| match spec {
             SourceSpec::File(path) => path.display().to_string(),
+            SourceSpec::Container(path, _) => format!("{} (a container's log)", path.display()),
             SourceSpec::Socket(spec) => format!("{spec} from {}", spec.writers()),
             SourceSpec::Stdin => "standard input".to_owned(),
             SourceSpec::Journal { matches, namespace: None } => format!("the journal: {matches}"),

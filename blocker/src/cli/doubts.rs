@@ -98,6 +98,8 @@ fn forgeable_lines(config: &Config, jail: &Jail, filter: &Filter) -> Vec<String>
     let is_safe = |kind| filter.newline_safe.contains(&kind);
     let sources = jail.sources.iter().filter_map(|id| config.policy.sources.get(usize::from(id.0)));
     let forgeable = sources.filter_map(|source| match source {
+        // A record is a line, and a container that writes a line break begins another one.
+        SourceSpec::Container(path, _) => (!is_safe(SourceKind::File)).then(|| path.display().to_string()),
         SourceSpec::File(path) => {
             let is_framed = is_safe(SourceKind::Journal) && is_syslog(path);
             (!is_safe(SourceKind::File) && !is_framed).then(|| path.display().to_string())
@@ -129,7 +131,11 @@ fn unattributed(config: &Config, jail: &Jail) -> Vec<String> {
     let sources = jail.sources.iter().filter_map(|id| config.policy.sources.get(usize::from(id.0)));
     let groups = sources.filter_map(|source| match source {
         SourceSpec::Journal { matches, .. } => Some(matches.groups()),
-        SourceSpec::File(_) | SourceSpec::Socket(_) | SourceSpec::Stdin | SourceSpec::Ledger => None,
+        SourceSpec::File(_)
+        | SourceSpec::Container(..)
+        | SourceSpec::Socket(_)
+        | SourceSpec::Stdin
+        | SourceSpec::Ledger => None,
     });
     let unattributed = groups.flatten().filter(|group| !group.is_attributed());
     unattributed

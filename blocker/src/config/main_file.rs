@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     filter::{Filter, FilterSpec, LINE_BYTES_MAX},
-    policy::{ActionSpec, JournalMatches, Limits, Policy, SourceSpec},
+    policy::{ActionSpec, ContainerFormat, JournalMatches, Limits, Policy, SourceSpec},
     time::span_text,
 };
 
@@ -79,9 +79,10 @@ const LIMITS_KEYS: &[&str] = &[
     "socket_idle",
 ];
 /// Keys of a jail beside [`RULE_KEYS`] and [`SOCKET_KEYS`].
-const JAIL_KEYS: [&str; 10] = [
+const JAIL_KEYS: [&str; 11] = [
     "enabled",
     "files",
+    "format",
     "stdin",
     "journal",
     "journal_namespace",
@@ -315,6 +316,7 @@ fn jail(
             None => files.push(path),
         }
     }
+    let format = format(reader, table, &files);
     let mut sockets = sockets::read(reader, table);
     if enabled {
         sockets::agree(reader, table, &mut sockets, jails);
@@ -363,7 +365,7 @@ fn jail(
         at: reader.doc.place(span.start),
         origin: Origin::Toml,
         state: if enabled { JailState::Enabled } else { JailState::Disabled },
-        sources: (files.into_iter().map(SourceSpec::File))
+        sources: (files.into_iter().map(|path| logs(path, format)))
             .chain(sockets.into_iter().map(|(spec, ..)| SourceSpec::Socket(spec)))
             .chain(journal)
             .chain(stdin.then_some(SourceSpec::Stdin))
@@ -376,6 +378,44 @@ fn jail(
             .collect(),
         filters,
         rules,
+    }
+}
+
+/// How the jail's files are written.
+#[derive(Clone, Copy)]
+enum Format {
+    /// The path says it.
+    Auto,
+    Plain,
+    Container(ContainerFormat),
+}
+
+fn format(reader: &mut Reader<'_>, table: Table<'_>, files: &[PathBuf]) -> Format {
+    let Some((text, span)) = reader.text(table, "format") else { return Format::Auto };
+    let key = table.key_of("format");
+    if files.is_empty() && reader.value(table, "files").is_none() {
+        let hint = "it says how `files` are written: add files = [\"...\"]";
+        reader.error(span, &key, "the jail reads no files".to_owned(), hint);
+        return Format::Auto;
+    }
+    match text {
+        "auto" => Format::Auto,
+        "plain" => Format::Plain,
+        "docker" => Format::Container(ContainerFormat::Docker),
+        "cri" => Format::Container(ContainerFormat::Cri),
+        _ => {
+            let hint = suggest(text, ["auto", "plain", "docker", "cri"]);
+            reader.error(span, &key, format!("there is no format {text:?}"), &hint);
+            Format::Auto
+        }
+    }
+}
+
+fn logs(path: PathBuf, format: Format) -> SourceSpec {
+    match format {
+        Format::Auto => SourceSpec::log(path),
+        Format::Plain => SourceSpec::File(path),
+        Format::Container(format) => SourceSpec::Container(path, format),
     }
 }
 

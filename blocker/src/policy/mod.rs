@@ -184,6 +184,8 @@ pub enum Protocol {
 pub enum SourceSpec {
     /// A log file by path; any component may be a glob pattern (`*`, `?`, `[a-z]`).
     File(PathBuf),
+    /// The log of a container, as its runtime writes it; a path as above.
+    Container(PathBuf, ContainerFormat),
     /// A socket that applications or syslog daemons write to.
     Socket(SocketSpec),
     /// The agent's standard input.
@@ -197,6 +199,32 @@ pub enum SourceSpec {
     },
     /// Our own ledger: each ban opened by another jail counts as one failure of its prefix.
     Ledger,
+}
+
+/// What a container runtime writes around the lines of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ContainerFormat {
+    /// Docker's json-file: a JSON object for each line.
+    Docker,
+    /// The Container Runtime Interface, as containerd and CRI-O write it: time, stream and a tag before each line.
+    Cri,
+    /// One of both; each record shows which.
+    Either,
+}
+
+impl SourceSpec {
+    /// A log file, of a container if it is where only runtimes write: Docker's and the kubelet's directories, which are
+    /// root's.
+    pub fn log(path: PathBuf) -> Self {
+        let is_docker = path.starts_with("/var/lib/docker/containers")
+            && path.to_str().is_some_and(|path| path.ends_with("-json.log"));
+        let is_kubelet = path.starts_with("/var/log/pods") || path.starts_with("/var/log/containers");
+        match (is_docker, is_kubelet) {
+            (true, _) => Self::Container(path, ContainerFormat::Docker),
+            (_, true) => Self::Container(path, ContainerFormat::Either),
+            _ => Self::File(path),
+        }
+    }
 }
 
 /// Bounds, each counted when it bites.

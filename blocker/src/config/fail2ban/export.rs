@@ -132,7 +132,9 @@ impl Writing {
         let mut body = String::new();
         let header = format!("jail.{}", key(&spec.name));
         let files = draft.sources.iter().filter_map(|source| match source {
-            SourceSpec::File(path) => Some(quoted(&path.display().to_string())),
+            SourceSpec::File(path) | SourceSpec::Container(path, _) => {
+                Some(quoted(&path.display().to_string()))
+            }
             _ => None,
         });
         let files: Vec<String> = files.collect();

@@ -331,7 +331,7 @@ impl Translating<'_> {
             }
         }
         if !paths.is_empty() {
-            return Ok(paths.into_iter().map(SourceSpec::File).collect());
+            return Ok(paths.into_iter().map(SourceSpec::log).collect());
         }
         let hint = "name the file: logpath = /var/log/..., or have the journal read: backend = systemd";
         Err(match self.spec.logpath.first() {

@@ -6,6 +6,7 @@
 //! the positions; what lines mean, nobody here knows.
 #![forbid(unsafe_code)]
 
+mod container;
 mod expand;
 mod first;
 mod glob;
@@ -28,7 +29,10 @@ pub use place::FILES_MAX;
 pub use position::{Mark, Position};
 pub use tail::LINE_BYTES_MAX;
 
-use crate::engine::{Reading, SourceId};
+use crate::{
+    engine::{Reading, SourceId},
+    policy::ContainerFormat,
+};
 use place::Place;
 use tail::BUFFER_BYTES;
 use watch::{Event, Moved, PlaceId, Watch};
@@ -67,6 +71,21 @@ impl Default for Options {
     }
 }
 
+/// A path or pattern to be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogFile {
+    /// Any component may be a pattern (`*`, `?`, `[a-z]`).
+    pub path: PathBuf,
+    /// What is taken off its lines, which a container runtime wrote.
+    pub format: Option<ContainerFormat>,
+}
+
+impl From<PathBuf> for LogFile {
+    fn from(path: PathBuf) -> Self {
+        Self { path, format: None }
+    }
+}
+
 /// What is known of one path.
 #[derive(Clone, Debug)]
 pub struct FileStatus {
@@ -78,7 +97,8 @@ pub struct FileStatus {
     pub bytes: u64,
     /// `rotated` (replaced by another file), `truncated`, `skipped` (lines too long or cut by a truncation), `odd_bytes`
     /// (lines with NUL or what is no UTF-8, handed out all the same), `not_a_file` (a FIFO, device, directory or socket),
-    /// `denied`, `read_errors`, `world_writable` (everybody may replace the file), `files_over_limit`.
+    /// `denied`, `read_errors`, `world_writable` (everybody may replace the file), `files_over_limit`; of a
+    /// container's log `malformed` (records that are none) and `records_not_joined` (lines too long once joined).
     pub counters: Vec<(&'static str, u64)>,
 }
 
@@ -112,8 +132,8 @@ impl FileSource {
     ///
     /// # Errors
     /// Only if there is no inotify instance to be had; what is wrong with a file is in [`FileSource::status`].
-    pub fn new(
-        files: &[(SourceId, PathBuf)],
+    pub fn new<F: Clone + Into<LogFile>>(
+        files: &[(SourceId, F)],
         positions: Vec<Position>,
         options: Options,
         first: Option<&FirstStart<'_>>,
@@ -136,26 +156,32 @@ impl FileSource {
     }
 
     /// Reads these files from now on; those that stay are read on where they are, others as by [`FileSource::new`].
-    pub fn set_files(&mut self, files: &[(SourceId, PathBuf)], first: Option<&FirstStart<'_>>) {
+    pub fn set_files<F: Clone + Into<LogFile>>(
+        &mut self,
+        files: &[(SourceId, F)],
+        first: Option<&FirstStart<'_>>,
+    ) {
         self.arrange(files, Vec::new(), first);
     }
 
-    fn arrange(
+    fn arrange<F: Clone + Into<LogFile>>(
         &mut self,
-        files: &[(SourceId, PathBuf)],
+        files: &[(SourceId, F)],
         positions: Vec<Position>,
         first: Option<&FirstStart<'_>>,
     ) {
         // Those of another version are not understood: their files are read as if new.
         let positions: Vec<Position> = positions.into_iter().filter(|position| position.v == 1).collect();
-        let mut wanted: BTreeMap<PathBuf, BTreeSet<SourceId>> = BTreeMap::new();
-        for (source, path) in files {
-            wanted.entry(path::absolute(path).unwrap_or_else(|_| path.clone())).or_default().insert(*source);
+        let mut wanted: BTreeMap<LogFile, BTreeSet<SourceId>> = BTreeMap::new();
+        for (source, file) in files {
+            let mut file: LogFile = file.clone().into();
+            file.path = path::absolute(&file.path).unwrap_or(file.path);
+            wanted.entry(file).or_default().insert(*source);
         }
         let dropped: Vec<PlaceId> = self
             .places
             .iter()
-            .filter(|(_, place)| !wanted.contains_key(&place.path))
+            .filter(|(_, place)| !wanted.contains_key(&place.file()))
             .map(|(id, _)| *id)
             .collect();
         for id in dropped {
@@ -166,16 +192,16 @@ impl FileSource {
             }
             self.forget(watches);
         }
-        for (path, sources) in wanted {
+        for (file, sources) in wanted {
             let sources = sources.into_iter().collect();
-            if let Some(place) = self.places.values_mut().find(|place| place.path == path) {
+            if let Some(place) = self.places.values_mut().find(|place| place.file() == file) {
                 place.sources = sources;
                 continue;
             }
-            let mut place = Place::new(self.next_place, path, Vec::new());
+            let mut place = Place::new(self.next_place, file.path, Vec::new());
             let stored = positions.iter().filter(|position| place.covers(&position.path)).cloned().collect();
             place = Place::new(place.id, place.path, stored);
-            place.sources = sources;
+            (place.sources, place.format) = (sources, file.format);
             place.look(Instant::now(), self.options.drain_time, &mut self.watch, first);
             self.places.insert(place.id, place);
             self.next_place += 1;
@@ -236,6 +262,8 @@ impl FileSource {
             }
             for (path, slot) in &place.slots {
                 let counters = slot.counters();
+                let unwrapped =
+                    slot.container.as_ref().map(|container| container.counters).unwrap_or_default();
                 let counts = vec![
                     ("rotated", slot.rotated),
                     ("truncated", counters.truncated),
@@ -246,6 +274,8 @@ impl FileSource {
                     ("read_errors", slot.faults.read_errors),
                     ("world_writable", u64::from(slot.open_to_all.is_some())),
                     ("files_over_limit", place.files_over_limit),
+                    ("malformed", unwrapped.malformed),
+                    ("records_not_joined", unwrapped.too_long),
                 ];
                 all.push(FileStatus {
                     path: path.clone(),

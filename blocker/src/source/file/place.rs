@@ -19,6 +19,8 @@ use std::{
 };
 
 use super::{
+    LogFile,
+    container::{RECORD_BYTES_MAX, REJOIN_BYTES_MAX, Unwrapper},
     expand::Pattern,
     first::{self, FirstStart},
     glob,
@@ -27,7 +29,10 @@ use super::{
     tail::{Counters, Identity, Tail},
     watch::{Name, PlaceId, Watch},
 };
-use crate::engine::{Reading, SourceId};
+use crate::{
+    engine::{Reading, SourceId},
+    policy::ContainerFormat,
+};
 
 /// The most files one pattern reads; the rest are counted.
 pub const FILES_MAX: usize = 1024;
@@ -72,6 +77,8 @@ pub(crate) struct Slot {
     /// Of tails let go.
     closed: Counters,
     pub(crate) rotated: u64,
+    /// Takes off what a container runtime wrote around the lines; one for all the files that had this name.
+    pub(crate) container: Option<Box<Unwrapper>>,
 }
 
 impl Slot {
@@ -153,6 +160,7 @@ pub(crate) struct Place {
     /// The same, where it means any number of files.
     pattern: Option<Pattern>,
     pub(crate) sources: Vec<SourceId>,
+    pub(crate) format: Option<ContainerFormat>,
     pub(crate) slots: BTreeMap<PathBuf, Slot>,
     /// Look again.
     pub(crate) stale: bool,
@@ -180,6 +188,7 @@ impl Place {
             pattern: Pattern::of(&path),
             path,
             sources: Vec::new(),
+            format: None,
             slots: BTreeMap::new(),
             stale: true,
             unwatched: false,
@@ -192,6 +201,11 @@ impl Place {
             moved: Vec::new(),
             wanted: BTreeSet::new(),
         }
+    }
+
+    /// What it was asked for.
+    pub(crate) fn file(&self) -> LogFile {
+        LogFile { path: self.path.clone(), format: self.format }
     }
 
     /// Whether a path may be this place's.
@@ -549,7 +563,18 @@ impl Place {
         let Some(slot) = self.slots.get_mut(path) else { return false };
         let Some(tail) = slot.tails.iter_mut().find(|tail| tail.dirty) else { return false };
         tail.after = None;
-        match tail.read(buffer, deliver) {
+        let outcome = match self.format {
+            None => tail.read(buffer, &mut |reading, block| {
+                if !block.is_empty() {
+                    deliver(reading, block);
+                }
+            }),
+            Some(format) => {
+                let container = slot.container.get_or_insert_with(|| Box::new(Unwrapper::new(format)));
+                read_records(tail, container, buffer, deliver)
+            }
+        };
+        match outcome {
             Ok(grew) => {
                 if grew {
                     tail.retire_at = tail.retire_at.map(|at| at.max(deadline));
@@ -578,7 +603,13 @@ impl Place {
             let mut failed = None;
             for mut tail in slot.tails.extract_if(.., over) {
                 slot.read_error.take_if(|(failed, _)| *failed == tail.id);
-                failed = tail.finish(buffer, deliver).err().map(|error| (tail.id, error)).or(failed);
+                let finished = match &mut slot.container {
+                    None => tail.finish(buffer, deliver),
+                    Some(container) => {
+                        tail.finish(buffer, &mut |reading, block| container.feed(reading, block, deliver))
+                    }
+                };
+                failed = finished.err().map(|error| (tail.id, error)).or(failed);
                 slot.closed.add(&tail.counters);
                 watches.extend(tail.wd);
                 departed.push(tail.position(path_text(path), true));
@@ -615,6 +646,32 @@ enum Found {
     /// It is there under its name, and does not hold what was read of it.
     Rewritten,
     Nowhere,
+}
+
+/// Reads once from a container's log.
+fn read_records(
+    tail: &mut Tail,
+    container: &mut Unwrapper,
+    buffer: &mut [u8],
+    deliver: super::tail::Deliver<'_>,
+) -> io::Result<bool> {
+    if std::mem::take(&mut tail.unjoined) {
+        let (before, are_all) = tail.before(REJOIN_BYTES_MAX)?;
+        container.rejoin(&before, are_all);
+        if tail.skipping {
+            container.gap();
+        }
+    }
+    tail.line_bytes_max = RECORD_BYTES_MAX;
+    let truncated = tail.counters.truncated;
+    let outcome = tail.read(buffer, &mut |reading, block| match block {
+        [] => container.gap(),
+        records => container.feed(reading, records, deliver),
+    });
+    if tail.counters.truncated > truncated {
+        container.cut();
+    }
+    outcome
 }
 
 /// What became of an inode's tail.

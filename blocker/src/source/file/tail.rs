@@ -52,7 +52,7 @@ impl Counters {
     }
 }
 
-/// Receives a run of whole lines.
+/// Receives a run of whole lines; nothing where a line was left out.
 pub(crate) type Deliver<'a> = &'a mut dyn FnMut(Reading, &[u8]);
 
 /// An open file and how far it was read.
@@ -69,7 +69,11 @@ pub(crate) struct Tail {
     /// What lies before `offset`, up to [`BEFORE_BYTES`].
     before: Vec<u8>,
     head: Mark,
-    skipping: bool,
+    pub(crate) skipping: bool,
+    /// What lies before may be the beginning of a container's line; nobody has looked yet.
+    pub(crate) unjoined: bool,
+    /// The longest line handed out.
+    pub(crate) line_bytes_max: usize,
     /// Zero bytes at the start are the hole that a writer without O_APPEND leaves after a truncation.
     after_hole: bool,
     /// Lines that start before this were written while nobody read.
@@ -97,6 +101,8 @@ impl Tail {
             before: Vec::new(),
             head: Mark::default(),
             skipping: false,
+            unjoined: offset > 0,
+            line_bytes_max: LINE_BYTES_MAX,
             after_hole: false,
             catch_up_to: 0,
             wd: None,
@@ -159,6 +165,15 @@ impl Tail {
     /// The open file.
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What lies before the first line that was not handed out, up to so many bytes, and whether that is everything.
+    pub(crate) fn before(&self, bytes_max: u64) -> io::Result<(Vec<u8>, bool)> {
+        let length = self.offset.min(bytes_max);
+        let mut before = vec![0; usize::try_from(length).unwrap_or(0)];
+        let got = read_full(&self.file, &mut before, self.offset - length)?;
+        before.truncate(got);
+        Ok((before, length == self.offset))
     }
 
     /// How far it was handed out.
@@ -260,11 +275,12 @@ impl Tail {
                 run = at;
                 continue;
             }
-            let window = &rest[..rest.len().min(LINE_BYTES_MAX + 1)];
+            let window = &rest[..rest.len().min(self.line_bytes_max + 1)];
             match memrchr(b'\n', window) {
                 Some(newline) => at += newline + 1,
-                None if window.len() > LINE_BYTES_MAX => {
+                None if window.len() > self.line_bytes_max => {
                     self.emit(self.offset + run as u64, &data[run..at], deliver);
+                    deliver(Reading::Live, &[]);
                     self.counters.skipped += 1;
                     self.skipping = true;
                     run = at;

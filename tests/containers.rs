@@ -1,0 +1,159 @@
+//! Containers' logs through the file source: the lines that a container wrote, across partial records, rotation and
+//! restart.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::Path,
+    time::Instant,
+};
+
+use blocker::{
+    config,
+    engine::{Reading, SourceId},
+    policy::{ContainerFormat, SourceSpec},
+    source::{FileSource, Options, Position, file::LogFile},
+};
+
+struct Reader {
+    source: FileSource,
+    lines: Vec<String>,
+}
+
+impl Reader {
+    fn new(path: &Path, format: ContainerFormat, positions: Vec<Position>) -> Self {
+        let file = LogFile { path: path.to_owned(), format: Some(format) };
+        let source =
+            FileSource::new(&[(SourceId(1), file)], positions, Options::default(), None).expect("inotify");
+        Self { source, lines: Vec::new() }
+    }
+
+    fn take(&mut self) -> Vec<String> {
+        let lines = &mut self.lines;
+        let mut sink = |_, _: Reading, block: &[u8]| {
+            assert!(!block.is_empty());
+            lines.extend(String::from_utf8_lossy(block).lines().map(str::to_owned));
+        };
+        let mut more = true;
+        while more {
+            more = self.source.poll(Instant::now(), &mut sink) == Some(std::time::Duration::ZERO);
+        }
+        std::mem::take(&mut self.lines)
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        let status = self.source.status();
+        let counters = status.iter().flat_map(|file| file.counters.clone());
+        counters.filter(|(known, _)| *known == name).map(|(_, count)| count).sum()
+    }
+}
+
+fn docker(stream: &str, text: &str) -> String {
+    let log = serde_json::to_string(text).expect("a text is JSON");
+    format!("{{\"log\":{log},\"stream\":\"{stream}\",\"time\":\"2026-11-24T02:47:40.123456789Z\"}}\n")
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = OpenOptions::new().append(true).create(true).open(path).expect("the log can be opened");
+    file.write_all(text.as_bytes()).expect("the log can be written");
+}
+
+#[test]
+fn lines_are_whole_across_partial_records_rotation_and_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x-json.log");
+    append(&path, &docker("stdout", "before\n"));
+    let mut reader = Reader::new(&path, ContainerFormat::Docker, Vec::new());
+    assert!(reader.take().is_empty());
+    append(&path, &(docker("stdout", "no from ") + &docker("stderr", "other\n")));
+    assert_eq!(reader.take(), ["other"]);
+    append(&path, &docker("stdout", "203.0.113.9\n"));
+    assert_eq!(reader.take(), ["no from 203.0.113.9"]);
+    // A record in two writes.
+    let record = docker("stdout", "a \"b\"\n");
+    append(&path, &record[..20]);
+    assert!(reader.take().is_empty());
+    append(&path, &record[20..]);
+    assert_eq!(reader.take(), ["a \"b\""]);
+    // The rest is in the next file.
+    append(&path, &docker("stdout", "one "));
+    assert!(reader.take().is_empty());
+    fs::rename(&path, dir.path().join("x-json.log.1")).expect("the log is renamed");
+    append(&path, &docker("stdout", "line\n"));
+    assert_eq!(reader.take(), ["one line"]);
+    // And in the next life.
+    append(&path, &docker("stderr", "two "));
+    assert!(reader.take().is_empty());
+    let mut reader = Reader::new(&path, ContainerFormat::Docker, reader.source.positions());
+    append(&path, &(docker("stderr", "lives\n") + &docker("stdout", "x\n")));
+    assert_eq!(reader.take(), ["two lives", "x"]);
+    append(&path, "no record\n");
+    assert!(reader.take().is_empty());
+    assert_eq!(reader.counter("malformed"), 1);
+}
+
+#[test]
+fn the_rest_of_a_line_is_never_a_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("0.log");
+    let cri = |stream: &str, tag: &str, text: &str| format!("2026-11-24T02:47:40.1Z {stream} {tag} {text}\n");
+    let mut reader = Reader::new(&path, ContainerFormat::Cri, Vec::new());
+    assert!(reader.take().is_empty());
+    // More than a line may have, in many records and in one.
+    let many = cri("stdout", "P", &"x".repeat(16_000)).repeat(9) + &cri("stdout", "F", "no from 203.0.113.9");
+    append(&path, &(many + &cri("stdout", "F", "good")));
+    assert_eq!(reader.take(), ["good"]);
+    assert_eq!(reader.counter("records_not_joined"), 1);
+    let one = cri("stdout", "P", &"x".repeat(200_000));
+    append(&path, &(one + &cri("stdout", "F", "no from 203.0.113.9") + &cri("stdout", "F", "good")));
+    assert_eq!(reader.take(), ["good"]);
+    assert_eq!(reader.counter("skipped"), 1);
+    // Of a line that goes on where reading starts, the beginning is looked up.
+    let path = dir.path().join("1.log");
+    append(&path, &(cri("stdout", "F", "a") + &cri("stdout", "P", "no from ")));
+    let mut reader = Reader::new(&path, ContainerFormat::Cri, Vec::new());
+    assert!(reader.take().is_empty());
+    append(&path, &cri("stdout", "F", "203.0.113.9"));
+    assert_eq!(reader.take(), ["no from 203.0.113.9"]);
+    // Emptied in between: what was to come may never have.
+    append(&path, &cri("stdout", "P", "no from "));
+    assert!(reader.take().is_empty());
+    File::options().write(true).open(&path).and_then(|file| file.set_len(0)).expect("the log is emptied");
+    append(&path, &(cri("stdout", "F", "203.0.113.9") + &cri("stdout", "F", "b")));
+    assert_eq!(reader.take(), ["b"]);
+    assert_eq!(reader.counter("records_not_joined"), 1);
+}
+
+#[test]
+fn a_jail_says_how_its_files_are_written_or_their_place_does() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("blocker.toml");
+    let sources = |jail: &str| {
+        let text = format!("[jail.app]\n{jail}\nfailregex = ['^no <ADDR>$']\n");
+        fs::write(&path, text).expect("the file is written");
+        config::load(&path).map(|config| config.policy.sources).map_err(|errors| errors.to_string())
+    };
+    let container = |path: &str, format| SourceSpec::Container(path.into(), format);
+    let pods = "/var/log/pods/*/*/*.log";
+    let docker = "/var/lib/docker/containers/*/*-json.log";
+    for (jail, source) in [
+        (format!("files = ['{docker}']"), container(docker, ContainerFormat::Docker)),
+        (format!("files = ['{pods}']"), container(pods, ContainerFormat::Either)),
+        (format!("files = ['{pods}']\nformat = 'plain'"), SourceSpec::File(pods.into())),
+        ("files = ['/srv/x.log']\nformat = 'auto'".to_owned(), SourceSpec::File("/srv/x.log".into())),
+        (
+            "files = ['/srv/x.log']\nformat = 'docker'".to_owned(),
+            container("/srv/x.log", ContainerFormat::Docker),
+        ),
+        ("files = ['/srv/x.log']\nformat = 'cri'".to_owned(), container("/srv/x.log", ContainerFormat::Cri)),
+    ] {
+        assert_eq!(sources(&jail), Ok(vec![source]), "{jail}");
+    }
+    for (jail, message) in [
+        ("files = ['/srv/x.log']\nformat = 'dokcer'", "there is no format \"dokcer\""),
+        ("journal = ['_UID=0']\nformat = 'cri'", "the jail reads no files"),
+    ] {
+        let refusal = sources(jail).expect_err("it is refused");
+        assert!(refusal.contains(message), "{refusal}");
+    }
+}
