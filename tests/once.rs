@@ -1,16 +1,19 @@
 //! Counted exactly once: an agent that is killed again and again bans whom, when and as often as one that never is.
 
 use std::{
+    fs,
+    io::Write as _,
     sync::{Arc, LazyLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use blocker::{
-    engine::{Change, Command, Engine, Input, Kept, Reading, SourceId},
-    filter::{Filter, FilterSpec, Pattern, Place},
+    engine::{Change, Command, Engine, Event, Input, Kept, Reading, SourceId},
+    filter::{Dialect, Filter, FilterSpec, Pattern, Place},
     ledger::{OffenceChange, Origin},
     net::Prefix,
     policy::{Jail, Policy, SourceSpec},
+    source::{FileSource, Options, Position},
     store::Store,
     time::{BanTime, Timestamp},
 };
@@ -210,4 +213,49 @@ proptest! {
         history.reverse();
         prop_assert_eq!(history, expected);
     }
+}
+
+#[test]
+fn what_a_connection_began_before_a_kill_is_known_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.log");
+    let pattern = |text: &str| Pattern { text: text.to_owned(), at: Place::default() };
+    let failregex = vec![
+        pattern(r"^d\[<F-MLFID>\d+</F-MLFID>\]: <F-NOFAIL>from</F-NOFAIL> <ADDR>$"),
+        pattern(r"^d\[<F-MLFID>\d+</F-MLFID>\]: failed$"),
+    ];
+    let spec = FilterSpec { failregex, dialect: Dialect::Fail2ban, ..FilterSpec::default() };
+    let filter = Arc::new(Filter::compile(spec).unwrap());
+    let jail =
+        Jail { name: "d".into(), sources: vec![SourceId(0)], filters: vec![filter], ..Jail::default() };
+    let policy =
+        Policy { jails: vec![jail], sources: vec![SourceSpec::File(path.clone())], ..Policy::default() };
+    let append = |text: &str| {
+        let mut file = fs::File::options().create(true).append(true).open(&path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    // Who failed and how often, in one life from the positions of the last.
+    let live = |positions: Vec<Position>, text: &str| {
+        let mut engine = Engine::new(at(0), policy.clone(), Kept::default());
+        let files = [(SourceId(0), path.clone())];
+        let mut source = FileSource::new(&files, positions, Options::default(), None).unwrap();
+        append(text);
+        source.poll(Instant::now(), &mut |source, reading, block| {
+            engine.handle(at(0), Input::Lines { source, block, reading });
+        });
+        let mut failures = Vec::new();
+        while let Some(command) = engine.next_command() {
+            if let Command::Note(Event::Failure { address, count, .. }) = command {
+                failures.push((address.to_string(), count));
+            }
+        }
+        (source.positions(), failures)
+    };
+    append("");
+    let noise = "nothing of note\n".repeat(100);
+    let log = format!("{noise}d[7]: from 203.0.113.9\nd[8]: from 203.0.113.8\nd[8]: failed\n{noise}");
+    let (positions, failures) = live(Vec::new(), &log);
+    assert_eq!(failures, [("203.0.113.8".to_owned(), 1)]);
+    let (_, failures) = live(positions, "d[7]: failed\n");
+    assert_eq!(failures, [("203.0.113.9".to_owned(), 1)]);
 }

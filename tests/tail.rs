@@ -50,6 +50,9 @@ impl Reader {
             let next = self.source.poll(self.now, &mut |source, reading, block| {
                 assert_eq!(source, SOURCE);
                 assert_eq!(block.last(), Some(&b'\n'), "a block ends with a whole line");
+                if reading == Reading::Context {
+                    return;
+                }
                 for line in block.split_inclusive(|byte| *byte == b'\n') {
                     lines.push((reading, String::from_utf8_lossy(&line[..line.len() - 1]).into_owned()));
                 }

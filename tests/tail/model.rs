@@ -160,7 +160,9 @@ impl Counting {
 
     fn kill(&mut self) -> Vec<(String, String)> {
         self.store = None;
-        let (store, stored) = Store::open(self.folder.path()).expect("the store again");
+        // Another test's child may hold the lock a moment longer, between its fork and its exec.
+        let opened = xtask::lab::wait_for(Duration::from_secs(5), || Store::open(self.folder.path()).ok());
+        let (store, stored) = opened.expect("the store again");
         assert_eq!((stored.notes, stored.read.refused), (Vec::new(), None));
         let kept = Kept { counted: stored.read.counted, ..Kept::default() };
         self.engine = Engine::new(now(), POLICY.clone(), kept);

@@ -33,6 +33,8 @@ pub enum Reading {
     CatchingUp,
     /// The same, of lines whose time the source knows: a failure counts at this time, clamped as well.
     At(Timestamp),
+    /// Read before, in another life, and shown again: filters learn what the lines behind belong to, nothing is counted.
+    Context,
 }
 
 /// What the engine is told.

@@ -86,6 +86,7 @@ impl Engine {
             for (jail, filters) in &*jails {
                 match filters.iter().find_map(|filter| Some((*filter, line.verdict(*filter)?))) {
                     None => {}
+                    Some(_) if reading == Reading::Context => {}
                     Some((_, Verdict::NoAddress)) => {
                         self.count_batch(now);
                         self.no_address(*jail);
@@ -95,7 +96,7 @@ impl Engine {
                         let at = match reading {
                             Reading::CatchingUp => line.date(filter).map_or(now, |date| date.min(now)),
                             Reading::At(at) => at.min(now),
-                            Reading::Live => now,
+                            Reading::Live | Reading::Context => now,
                         };
                         let observed = observes.get(filter).copied().unwrap_or(false)
                             || self.policy.jails.get(*jail).is_some_and(|jail| jail.observe);

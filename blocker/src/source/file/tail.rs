@@ -21,6 +21,8 @@ use crate::engine::Reading;
 /// The longest line handed out, without its newline; a longer one is skipped and counted. Syslog's own limits are far
 /// lower (RFC 5424 section 6.1 asks for 2 KiB).
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
+/// How much before the position is shown again after a restart, in bytes.
+const CONTEXT_BYTES: u64 = 64 * 1024;
 /// How much is read at once.
 pub(crate) const READ_BYTES: usize = 256 * 1024;
 /// The size of the buffer all tails share: one read, what lies before it, and the newline added to a last line.
@@ -76,6 +78,8 @@ pub(crate) struct Tail {
     pub(crate) line_bytes_max: usize,
     /// Zero bytes at the start are the hole that a writer without O_APPEND leaves after a truncation.
     after_hole: bool,
+    /// What lies before the position is to be shown first.
+    context: bool,
     /// Lines that start before this were written while nobody read.
     catch_up_to: u64,
     /// The inotify watch, if one could be had.
@@ -104,6 +108,7 @@ impl Tail {
             unjoined: offset > 0,
             line_bytes_max: LINE_BYTES_MAX,
             after_hole: false,
+            context: false,
             catch_up_to: 0,
             wd: None,
             dirty: true,
@@ -152,6 +157,7 @@ impl Tail {
     pub(crate) fn from_line(file: File, offset: u64) -> io::Result<Self> {
         let mut tail = Self::new(file, offset)?;
         tail.catch_up_to = tail.file.metadata()?.len();
+        tail.context = offset > 0;
         Ok(tail)
     }
 
@@ -208,6 +214,9 @@ impl Tail {
             self.restart();
             return Ok(true);
         }
+        if std::mem::take(&mut self.context) {
+            self.show_context(deliver)?;
+        }
         self.dirty = got == space;
         let data = &buffer[known..got];
         let grew = data.len() > unfinished;
@@ -221,6 +230,21 @@ impl Tail {
             self.grow_head()?;
         }
         Ok(grew)
+    }
+
+    /// Shows the whole lines before the position, so that a line behind it is understood that goes on with what they began.
+    fn show_context(&self, deliver: Deliver<'_>) -> io::Result<()> {
+        let length = self.offset.min(CONTEXT_BYTES);
+        let mut context = vec![0; usize::try_from(length).unwrap_or(0)];
+        let got = read_full(&self.file, &mut context, self.offset - length)?;
+        let lines = &context[..got];
+        let start =
+            if length < self.offset { memchr(b'\n', lines).map_or(got, |newline| newline + 1) } else { 0 };
+        let end = memrchr(b'\n', lines).map_or(0, |newline| newline + 1);
+        if start < end {
+            deliver(Reading::Context, &lines[start..end]);
+        }
+        Ok(())
     }
 
     /// Hands out the last line of a file that is watched no longer, with the newline it never got.
