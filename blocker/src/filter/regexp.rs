@@ -10,7 +10,7 @@ use regex::{Regex, RegexBuilder};
 
 use super::{
     dialect::{NOT_IN_WORD, NOT_IN_WORD_LOOKING, Translated},
-    trail::Trail,
+    trail::{Cut, Trail},
 };
 
 /// Bytes one compiled pattern may occupy; the largest of fail2ban's own need more than the crate's default.
@@ -31,6 +31,8 @@ pub(super) enum Regexp {
         gate: Box<Linear>,
         /// The pattern itself.
         full: Box<fancy_regex::Regex>,
+        /// The same for long texts, if it asks for no more than assertions about what follows.
+        long: Box<LongGated>,
     },
 }
 
@@ -43,6 +45,13 @@ pub(super) struct Linear {
     /// It matches at the start of a text only.
     anchored: bool,
     /// Compiled when the first long text asks for it.
+    trail: OnceLock<Option<Trail>>,
+}
+
+/// A pattern with assertions, compiled when the first long text asks for it.
+#[derive(Debug)]
+pub(super) struct LongGated {
+    cut: Option<Cut>,
     trail: OnceLock<Option<Trail>>,
 }
 
@@ -136,6 +145,13 @@ impl Regexp {
     }
 }
 
+impl LongGated {
+    fn trail_if(&self, wanted: bool) -> Option<&Trail> {
+        let cut = self.cut.as_ref().filter(|_| wanted)?;
+        self.trail.get_or_init(|| Trail::asserting(cut, COMPILED_BYTES_MAX)).as_ref()
+    }
+}
+
 fn is_long(text: &str, start: usize) -> bool {
     text.len().saturating_sub(start) > LONG_BYTES
 }
@@ -151,13 +167,14 @@ impl Regexp {
         if let Ok(linear) = Linear::new(&translated.full) {
             return Ok(Self::Linear(linear.into()));
         }
+        let long = LongGated { cut: Cut::new(&translated.full), trail: OnceLock::new() }.into();
         let full = translated.full.replace(NOT_IN_WORD, NOT_IN_WORD_LOOKING);
         let full = fancy_regex::RegexBuilder::new(&full)
             .backtrack_limit(BACKTRACK_STEPS_MAX)
             .delegate_size_limit(COMPILED_BYTES_MAX)
             .build()
             .map_err(|cause| last_line(&cause.to_string()))?;
-        Ok(Self::Gated { gate: Linear::new(&translated.gate)?.into(), full: Box::new(full) })
+        Ok(Self::Gated { gate: Linear::new(&translated.gate)?.into(), full: Box::new(full), long })
     }
 
     /// The groups that have names, by number.
@@ -173,8 +190,12 @@ impl Regexp {
 
     /// How many long texts were left to an engine that costs many times as much a byte.
     pub(super) fn slow_searches(&self) -> u64 {
-        let (Self::Linear(linear) | Self::Gated { gate: linear, .. }) = self;
-        linear.trail.get().and_then(Option::as_ref).map_or(0, Trail::gave_up)
+        let of =
+            |trail: &OnceLock<Option<Trail>>| trail.get().and_then(Option::as_ref).map_or(0, Trail::gave_up);
+        match self {
+            Self::Linear(linear) => of(&linear.trail),
+            Self::Gated { gate, long, .. } => of(&gate.trail) + of(&long.trail),
+        }
     }
 
     /// Whether it needs the backtracking engine.
@@ -186,8 +207,12 @@ impl Regexp {
     pub(super) fn test(&self, text: &str) -> Search<()> {
         let found = match self {
             Self::Linear(linear) => Ok(linear.is_match_at(text, 0)),
-            Self::Gated { gate, full } => {
-                if let Some(begin) = gate.begin_at(text, 0) {
+            Self::Gated { gate, full, long } => {
+                if let Some(trail) = long.trail_if(is_long(text, 0))
+                    && let Ok(found) = trail.is_match(text, 0)
+                {
+                    Ok(found)
+                } else if let Some(begin) = gate.begin_at(text, 0) {
                     full.find_from_pos(text, begin).map(|found| found.is_some())
                 } else {
                     Ok(false)
@@ -205,7 +230,12 @@ impl Regexp {
     pub(super) fn find(&self, text: &str, start: usize) -> Search<Range<usize>> {
         match self {
             Self::Linear(linear) => linear.find_at(text, start).map_or(Search::None, Search::Found),
-            Self::Gated { gate, full } => {
+            Self::Gated { gate, full, long } => {
+                if let Some(trail) = long.trail_if(is_long(text, start))
+                    && let Ok(found) = trail.find(text, start)
+                {
+                    return found.map_or(Search::None, Search::Found);
+                }
                 let Some(begin) = gate.begin_at(text, start) else { return Search::None };
                 match full.find_from_pos(text, begin) {
                     Ok(Some(found)) => Search::Found(found.start()..found.end()),
@@ -224,7 +254,13 @@ impl Regexp {
             Self::Linear(linear) => {
                 linear.captures_at(text, start, wanted).map_or(Search::None, Search::Found)
             }
-            Self::Gated { gate, full } => {
+            Self::Gated { gate, full, long } => {
+                if let Some(trail) = long.trail_if(is_long(text, start))
+                    && gate.is_match_at(text, start)
+                    && let Ok(found) = trail.captures(text, start, wanted)
+                {
+                    return found.map_or(Search::None, Search::Found);
+                }
                 let Some(begin) = gate.begin_at(text, start) else { return Search::None };
                 match full.captures_from_pos(text, begin) {
                     Ok(Some(groups)) => {

@@ -42,12 +42,14 @@ pub(super) struct Letter {
     pub(super) byte: Option<u8>,
     /// What a look to its right sees of it.
     pub(super) kind: u8,
+    /// The assertions that hold before it.
+    pub(super) asserts: LookSet,
 }
 
 impl Letters {
-    /// `None` when there are too many of them.
-    pub(super) fn new(nfa: &NFA) -> Option<Self> {
-        let used = nfa.look_set_any();
+    /// `None` when there are too many of them. Of each there is one for every set of these `assertions`.
+    pub(super) fn new(nfa: &NFA, assertions: &[Look]) -> Option<Self> {
+        let used = assertions.iter().fold(nfa.look_set_any(), |used, look| used.remove(*look));
         let unicode = used.contains_word_unicode();
         let classes = nfa.byte_classes();
         let mut new = Self {
@@ -87,12 +89,19 @@ impl Letters {
             };
         }
         new.end = new.add(None, EDGE)?;
+        let plain = new.letters.clone();
+        for set in 1..1_usize << assertions.len() {
+            let held = assertions.iter().enumerate().filter(|(number, _)| set >> number & 1 == 1);
+            let asserts = held.fold(LookSet::empty(), |asserts, (_, look)| asserts.insert(*look));
+            new.letters.extend(plain.iter().map(|letter| Letter { asserts, ..*letter }));
+        }
+        u16::try_from(new.letters.len()).ok()?;
         Some(new)
     }
 
     fn add(&mut self, byte: Option<u8>, kind: u8) -> Option<u16> {
         let number = u16::try_from(self.letters.len()).ok()?;
-        self.letters.push(Letter { byte, kind });
+        self.letters.push(Letter { byte, kind, asserts: LookSet::empty() });
         Some(number)
     }
 
@@ -107,6 +116,11 @@ impl Letters {
 
     pub(super) fn len(&self) -> usize {
         self.letters.len()
+    }
+
+    /// The letter where the assertions of this set hold.
+    pub(super) fn asserting(&self, letter: u16, set: u8) -> u16 {
+        letter + (self.end + 1) * u16::from(set)
     }
 
     pub(super) fn get(&self, letter: usize) -> Option<Letter> {
@@ -142,6 +156,14 @@ impl Letters {
             // The two agree on ASCII.
             letters[usize::from(byte)]
         })
+    }
+
+    /// All letters of a text.
+    pub(super) fn all(&self, text: &str) -> Vec<u16> {
+        if self.are_bytes(text) {
+            return text.bytes().map(|byte| self.of(byte)).collect();
+        }
+        self.of_text(text).collect()
     }
 
     /// What a look sees that looks back from `at`.

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `letters` | what the automaton reads |
 //! | `steps` | the steps, and how each is built |
+//! | `ahead` | assertions about what follows |
 #![forbid(unsafe_code)]
 
 use std::{
@@ -20,10 +21,17 @@ use std::{
     },
 };
 
-use regex_automata::nfa::thompson::{NFA, State};
+use regex_automata::{
+    nfa::thompson::{NFA, State},
+    util::look::Look,
+};
 
+mod ahead;
 mod letters;
 mod steps;
+
+pub(super) use ahead::Cut;
+use ahead::{Ahead, STAND_INS};
 
 use letters::Letters;
 use steps::{Automaton, DEAD, MATCHES, Steps, Way};
@@ -37,6 +45,8 @@ pub(super) struct Trail {
     letters: Letters,
     /// By state: whether a look follows it before the next letter.
     looks: Vec<bool>,
+    /// What the pattern asserts of the text behind a place.
+    ahead: Vec<Ahead>,
     /// What was built for earlier texts.
     steps: Mutex<Steps>,
     gave_up: AtomicU64,
@@ -49,10 +59,23 @@ pub(super) struct GaveUp;
 impl Trail {
     /// `None` when the pattern is one that only the crate can search for.
     pub(super) fn new(pattern: &str, compiled_bytes_max: usize) -> Option<Self> {
+        Self::made(pattern, Vec::new(), compiled_bytes_max)
+    }
+
+    /// As [`Self::new`], of a pattern with assertions.
+    pub(super) fn asserting(cut: &Cut, compiled_bytes_max: usize) -> Option<Self> {
+        let ahead = cut.assertions.iter();
+        let ahead = ahead.map(|(text, negative)| Ahead::new(text, *negative, compiled_bytes_max));
+        Self::made(&cut.pattern, ahead.collect::<Option<_>>()?, compiled_bytes_max)
+    }
+
+    fn made(pattern: &str, ahead: Vec<Ahead>, compiled_bytes_max: usize) -> Option<Self> {
         let config = NFA::config().nfa_size_limit(Some(compiled_bytes_max));
         let nfa = NFA::compiler().configure(config).build(pattern).ok()?;
+        let assertions: Vec<Look> = STAND_INS.iter().take(ahead.len()).map(|(_, look)| *look).collect();
         Some(Self {
-            letters: Letters::new(&nfa)?,
+            letters: Letters::new(&nfa, &assertions)?,
+            ahead,
             looks: look_ahead(&nfa),
             steps: Mutex::default(),
             gave_up: AtomicU64::new(0),
@@ -121,11 +144,20 @@ impl Trail {
         let rest = text.as_bytes().get(start..).unwrap_or_default();
         let mut places = Vec::with_capacity(rest.len() + 1);
         let before = self.letters.kind_before(text, start);
-        let found = if self.letters.are_bytes(text) {
-            let letters = rest.iter().map(|byte| self.letters.of(*byte));
+        let end = [self.letters.end()];
+        let found = if !self.ahead.is_empty() {
+            let mut sets = vec![0_u8; text.len() + 1];
+            let noted = (self.ahead.iter().enumerate())
+                .try_for_each(|(number, ahead)| ahead.note(text, 1 << number, &mut sets));
+            let letters = self.letters.all(text.get(start..).unwrap_or_default());
+            let letters = letters.into_iter().chain(end).zip(sets.iter().skip(start));
+            let letters = letters.map(|(letter, set)| self.letters.asserting(letter, *set));
+            noted.ok().and_then(|()| self.forth(steps, letters, before, until, &mut places))
+        } else if self.letters.are_bytes(text) {
+            let letters = rest.iter().map(|byte| self.letters.of(*byte)).chain(end);
             self.forth(steps, letters, before, until, &mut places)
         } else {
-            let letters = self.letters.of_text(text.get(start..).unwrap_or_default());
+            let letters = self.letters.of_text(text.get(start..).unwrap_or_default()).chain(end);
             self.forth(steps, letters, before, until, &mut places)
         };
         match found {
@@ -146,11 +178,11 @@ impl Trail {
         until: Until,
         places: &mut Vec<u32>,
     ) -> Option<Option<usize>> {
-        let automaton = Automaton { nfa: &self.nfa, letters: &self.letters, looks: &self.looks };
+        let automaton =
+            Automaton { nfa: &self.nfa, letters: &self.letters, looks: &self.looks, every_match: false };
         let mut list = steps.first(&automaton, before)?;
         let mut end = None;
-        let end_of_text = std::iter::once(self.letters.end());
-        for (at, letter) in letters.chain(end_of_text).enumerate() {
+        for (at, letter) in letters.enumerate() {
             let place = list + u32::from(letter);
             places.push(place);
             let mut step = steps.at(place as usize);

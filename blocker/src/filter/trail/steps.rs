@@ -88,6 +88,8 @@ pub(super) struct Automaton<'a> {
     pub(super) letters: &'a Letters,
     /// By state: whether a look follows it before the next letter.
     pub(super) looks: &'a [bool],
+    /// Whether what `regex` prefers less than a match is pursued too.
+    pub(super) every_match: bool,
 }
 
 impl Steps {
@@ -159,7 +161,7 @@ impl Steps {
         let stride = automaton.letters.len();
         let list = self.lists.get(place / stride)?.clone();
         let letter = automaton.letters.get(place % stride)?;
-        let looks = automaton.letters.holds(list.before, letter.kind);
+        let looks = automaton.letters.holds(list.before, letter.kind).union(letter.asserts);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.round += 1;
         scratch.path.clear();
@@ -203,6 +205,9 @@ impl Steps {
                         }
                         State::Match { .. } => {
                             found = Some(Way { from, captures: self.captured(&scratch.path, path)? });
+                            if automaton.every_match {
+                                break None;
+                            }
                             break 'list;
                         }
                     }

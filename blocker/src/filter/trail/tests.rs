@@ -131,3 +131,70 @@ fn what_is_part_of_a_word_is_what_the_crate_says() {
         assert_eq!(letters::is_in_word(c), known, "{c:?}");
     }
 }
+
+const ASSERTING: [&str; 12] = [
+    r"^from (?P<a>(?:(?! from ).)*)(?:\n?\z)",
+    r"from (?!1\.2|a)(\S+)",
+    r"^(?:(?! by )(?:a=([^,]*)|\w+=[^,]*), )*x",
+    r"(\w+ (?!b\b)){0,2}(\w+)",
+    r"(a|ab)(?=c|d*b)(.*)",
+    r"^.*(?= from \S+)( ?)",
+    r"(?:(?!é|…)[^\[\]])+(\[?)",
+    r"(?=\b)(.)(?!\B)",
+    r"a(?!$)(.?)",
+    r"(.*?)(?=\n|(?:\n?\z))x?",
+    r"(?m:^)(?!a)(.*)(?m:$)",
+    r"[(?!a\]](?=[^)(])(.)",
+];
+
+static ASSERTING_ENGINES: LazyLock<Vec<(Trail, fancy_regex::Regex)>> = LazyLock::new(|| {
+    let both = |pattern: &&str| {
+        let cut = Cut::new(pattern).expect("assertions");
+        let trail = Trail::asserting(&cut, 1 << 20).expect("a pattern");
+        (trail, fancy_regex::Regex::new(pattern).expect("a pattern"))
+    };
+    ASSERTING.iter().map(both).collect()
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #[test]
+    fn what_follows_is_asserted_as_by_going_back(
+        index in 0..ASSERTING.len(),
+        parts in prop::collection::vec(prop::sample::select(&FRAGMENTS[..]), 0..14),
+        start in 0_usize..6,
+    ) {
+        let text = parts.concat();
+        let start = text.ceil_char_boundary(start.min(text.len()));
+        let (trail, backtracking) = &ASSERTING_ENGINES[index];
+        let wanted = backtracking.captures_from_pos(&text, start).expect("few steps").map(|groups| -> Groups {
+            groups.iter().map(|group| group.map(|found| found.range())).collect()
+        });
+        prop_assert_eq!(
+            trail.captures(&text, start, &[]), Ok(wanted), "{} in {:?} from {}", ASSERTING[index], text, start
+        );
+    }
+}
+
+#[test]
+fn only_plain_assertions_are_cut_out() {
+    for (pattern, cut) in [
+        (r"a(?!b\)[)])c", Some((r"a(?Rm:^)c", &[(r"b\)[)]", true)][..]))),
+        (r"(?=a)(?m:^)b(?!(?:c))", Some((r"(?Rm:^)(?m:^)b(?Rm:$)", &[("a", false), ("(?:c)", true)][..]))),
+        (r"a[(?!b)]\(?=c", None),
+        (r"(?!(a))b", None),
+        (r"(?i)(?!a)b", None),
+        (r"(?P<a>x)(?!y)(?P=a)", None),
+        (r"(x)(?!y)\1", None),
+        (r"(?<!a)(?!b)", None),
+        (r"(?P<a>x)?(?!y)(?(<a>)b|c)", None),
+        (r"(?!a)(?!b)(?!c)(?!d)", None),
+    ] {
+        let found = Cut::new(pattern);
+        let assertions = |cut: &[(&str, bool)]| -> Vec<(String, bool)> {
+            cut.iter().map(|(text, negative)| ((*text).to_owned(), *negative)).collect()
+        };
+        let cut = cut.map(|(pattern, cut)| Cut { pattern: pattern.to_owned(), assertions: assertions(cut) });
+        assert_eq!(found, cut, "{pattern}");
+    }
+}
