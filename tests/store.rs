@@ -167,6 +167,37 @@ fn what_is_not_intact_of_it_is_refused_as_a_whole_and_said() {
 }
 
 #[test]
+fn a_commit_that_is_refused_leaves_the_last_one_whole_and_the_next_has_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = reopen(folder.path());
+    let mut engine = counting(40);
+    store.keep(&positions()[..1], &engine.counted()).unwrap();
+    engine.kept();
+    let (head, pages) = (engine.counted().head(), all_pages(&engine));
+    let connection = || rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();
+    let refuse = "CREATE TRIGGER full BEFORE INSERT ON counted BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    connection().execute(refuse, []).unwrap();
+    let input =
+        Input::Lines { source: SourceId(0), block: b"failed from 203.0.113.7\n", reading: Reading::Live };
+    engine.handle(Timestamp::from_secs(1), input);
+    for _again in 0..2 {
+        let refused = store.keep(&positions(), &engine.counted()).unwrap_err().to_string();
+        assert!(refused.contains("disk full"), "{refused}");
+    }
+    drop(store);
+    let (mut store, stored) = reopen(folder.path());
+    assert_eq!(stored.read.positions, positions()[..1]);
+    assert_eq!(stored.read.counted, Some((head, pages)));
+    assert!(store.keep(&positions(), &engine.counted()).is_err());
+    connection().execute("DROP TRIGGER full", []).unwrap();
+    store.keep(&positions(), &engine.counted()).unwrap();
+    drop(store);
+    let (_, stored) = reopen(folder.path());
+    assert_eq!(stored.read.positions, positions());
+    assert_eq!(stored.read.counted, Some((engine.counted().head(), all_pages(&engine))));
+}
+
+#[test]
 fn positions_of_layout_3_are_taken_over_with_nothing_counted() {
     let folder = tempfile::tempdir().unwrap();
     let connection = rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();

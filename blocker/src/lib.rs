@@ -40,7 +40,8 @@
 //! 6. No command of an operator comes before the kernel or delays a ban, and what a log says reaches it as a value only
 //!    (`a_hanging_failing_or_flooding_action_delays_no_ban`, `values_reach_a_command_by_its_environment_only`).
 //! 7. No line is counted twice or lost when the agent is killed: what was counted is kept with how far was read
-//!    (`who_is_killed_at_any_instant_bans_as_who_never_is`).
+//!    (`who_is_killed_at_any_instant_bans_as_who_never_is`, `no_sequence_of_actions_loses_doubles_or_cuts_a_line`,
+//!    `sigkill_at_any_instant_loses_no_failure_and_counts_none_twice`).
 //!
 //! Not held yet: that no untrusted byte is parsed by a process with a capability. The agent is one process.
 
