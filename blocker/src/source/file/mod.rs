@@ -13,6 +13,7 @@ mod glob;
 mod open;
 mod place;
 mod position;
+mod slot;
 mod tail;
 mod watch;
 
