@@ -16,7 +16,7 @@ const FAIL2BAN: &str = "/etc/fail2ban";
 const FAIL2BAN_SAMPLES: &str = "/usr/lib/python3/dist-packages/fail2ban/tests/files/logs";
 /// What a line may cost a filter.
 const TARGET: Duration = Duration::from_millis(1);
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 8;
 /// Samples of one filter, spread over all it has, and places in one sample.
 const SAMPLES: usize = 6;
 const PLACES: usize = 4;
