@@ -30,8 +30,12 @@ impl Reader {
 
     fn take(&mut self) -> Vec<String> {
         let lines = &mut self.lines;
-        let mut sink = |_, _: Reading, block: &[u8]| {
+        let mut sink = |_, reading, block: &[u8]| {
             assert!(!block.is_empty());
+            // What was read in another life is shown again, and is nothing new.
+            if reading == Reading::Context {
+                return;
+            }
             lines.extend(String::from_utf8_lossy(block).lines().map(str::to_owned));
         };
         let mut more = true;

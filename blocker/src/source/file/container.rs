@@ -87,6 +87,13 @@ impl Unwrapper {
         }
     }
 
+    /// Shows what was handed out before, and takes nothing of it: what goes on behind it [`Self::rejoin`] has taken.
+    pub(crate) fn show(&self, records: &[u8], deliver: Deliver<'_>) {
+        let mut apart = Self::new(self.format);
+        apart.gap();
+        apart.feed(Reading::Context, records, deliver);
+    }
+
     /// A record was left out, of whichever stream: what follows may be the rest of its line.
     pub(crate) fn gap(&mut self) {
         self.unfinished = [Some(None), Some(None)];

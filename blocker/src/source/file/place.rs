@@ -562,6 +562,7 @@ fn read_records(
     let truncated = tail.counters.truncated;
     let outcome = tail.read(buffer, &mut |reading, block| match block {
         [] => container.gap(),
+        records if reading == Reading::Context => container.show(records, deliver),
         records => container.feed(reading, records, deliver),
     });
     if tail.counters.truncated > truncated {
