@@ -568,6 +568,10 @@ fn check_names_the_jails_whose_logs_are_not_there() {
         "{said}"
     );
     assert!(warnings[0].contains("journal") && warnings[0].contains("rsyslog"), "{said}");
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_blocker"));
+    let report = check.args(["--json", "check", "--config"]).arg(&path).output().unwrap().stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["warnings"], serde_json::json!([warnings[0]]), "programs are told the same");
 }
 
 #[test]

@@ -6,7 +6,10 @@ mod states;
 
 use std::{fs, path::PathBuf, process::Command};
 
-use blocker::config::{self, Config};
+use blocker::config::{
+    self, Config,
+    fail2ban::{self, FilterPlace},
+};
 
 /// A jail in which every option has another value than the table gives it. `DIR` is the folder.
 const JAIL: &str = "[INCLUDES]\nbefore = paths.conf\n\
@@ -96,5 +99,40 @@ fn that_only_the_address_of_a_network_is_banned_is_said_at_the_pattern() {
         );
         let own = warnings(&recipe.load());
         assert_eq!(own.iter().any(|said| said.contains("blocker.toml:5:14: warning: ")), said, "{own:?}");
+    }
+}
+
+/// Earlier bans count as long as fail2ban.conf says, if that is longer than they do here; blocker.toml has the last word.
+#[test]
+fn earlier_bans_are_remembered_as_long_as_fail2ban_conf_says_if_that_is_longer() {
+    const DAY: u64 = 86_400;
+    for (conf, own, days, says) in [
+        (None, "", 30, ""),
+        (Some("dbpurgeage = 1d"), "", 30, ""),
+        (Some("dbpurgeage = 90d"), "", 90, ""),
+        (Some("dbpurgeage = 90d"), "dbpurgeage = '60d'\n", 60, ""),
+        (
+            Some("dbpurgeage = soon"),
+            "",
+            30,
+            "fail2ban.conf:2:14: warning: key `dbpurgeage`: this is not used, 30 days are",
+        ),
+    ] {
+        let recipe = Recipe::new("");
+        if let Some(conf) = conf {
+            recipe.write("fail2ban/fail2ban.conf", format!("[Definition]\n{conf}\n"));
+        }
+        recipe.write("blocker.toml", format!("{own}[import]\nfail2ban = 'fail2ban'\n"));
+        let config = recipe.load();
+        assert_eq!(config.policy.remember.as_secs(), days * DAY, "{conf:?} {own}");
+        let said = warnings(&config).concat();
+        assert_eq!(said.contains("dbpurgeage"), !says.is_empty(), "{said}");
+        assert!(said.contains(says), "{said}");
+        if own.is_empty() {
+            let printed = fail2ban::export(&recipe.path("fail2ban"), FilterPlace::Inline).main;
+            recipe.write("own.toml", &printed);
+            let printed = config::load(&recipe.path("own.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+            assert_eq!(printed.policy.remember, config.policy.remember);
+        }
     }
 }

@@ -99,7 +99,7 @@ const OPTIONS: &[(&str, &str, Comes)] = &[
     ("bantime.rndtime", "1m", ToTheSame),
     ("bantime.overalljails", "true", ToTheSame),
     ("logpath", "DIR/*/other?.log", To("File(\"DIR/*/other?.log\")")),
-    ("logpath", "DIR/app.log tail", ToTheSame),
+    ("logpath", "DIR/app.log tail", ToNothing("is read from findtime ago on the first time")),
     ("logpath", "DIR/app.log head\n  DIR/second.log", To("File(\"DIR/second.log\")")),
     ("logpath", "DIR/my app.log", Saying("File(\"DIR/my\")", "a path has no space in it")),
     ("logpath", "app.log", ToRefusal("it has no log file that can be read")),

@@ -27,8 +27,11 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
     };
     let failures: Vec<String> = samples(&config);
     let doubts = doubts::of(&config);
+    let unlogged = config.policy.jails.iter().filter_map(|jail| unlogged(&config.policy, jail));
+    let unlogged: Vec<String> = unlogged.map(|warning| format!("warning: {warning}")).collect();
     if as_json {
-        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).chain(doubts).collect();
+        let warnings = config.warnings.iter().map(ToString::to_string);
+        let warnings: Vec<String> = unlogged.into_iter().chain(warnings).chain(doubts).collect();
         let jails: Vec<_> = config.policy.jails.iter().map(|jail| jail_json(&config, jail)).collect();
         let report =
             json!({ "ok": failures.is_empty(), "jails": jails, "warnings": warnings, "samples": failures });
@@ -37,8 +40,8 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
         for jail in &config.policy.jails {
             say(&jail_text(&config, jail));
         }
-        for warning in config.policy.jails.iter().filter_map(|jail| unlogged(&config.policy, jail)) {
-            say(&format!("warning: {}\n", show::clean(&warning)));
+        for warning in &unlogged {
+            say(&format!("{}\n", show::clean(warning)));
         }
         for warning in &config.warnings {
             say(&format!("{}\n", show::clean_lines(&warning.to_string())));

@@ -526,5 +526,9 @@ fn import(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config, jails: 
         reader.error(at, "import.fail2ban", message, "name the directory that holds jail.conf or jail.local");
         return;
     }
-    config.former_bans = fail2ban::import(&dir, reader.findings, jails, &mut config.policy.allow);
+    let memory = fail2ban::import(&dir, reader.findings, jails, &mut config.policy.allow);
+    config.former_bans = memory.bans;
+    if reader.value(root, "dbpurgeage").is_none() {
+        config.policy.remember = memory.remember.unwrap_or(config.policy.remember);
+    }
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Arc, time::D
 use super::{
     action::{self, Translated},
     jail::{Importing, Told},
-    read,
+    read, server,
     spec::JailSpec,
 };
 use crate::{
@@ -90,7 +90,11 @@ pub fn export(dir: &Path, place: FilterPlace) -> Exported {
         "# Not carried over: fail2ban.conf. Its socket speaks Python's pickle, which runs code, and is not served; `blocker`\n\
          # has its own. Its database of bans is read by `[import] fail2ban = ..`, once.\n",
     );
+    let memory = server::memory(dir, &mut findings);
     findings.finish().unwrap_or_else(|errors| errors.0).iter().for_each(|note| comment(&mut main, note));
+    if let Some(remember) = memory.remember {
+        let _ = write!(main, "\n# As fail2ban.conf has it.\ndbpurgeage = {}\n", span(remember));
+    }
     allow.sort_unstable();
     allow.dedup();
     if !allow.is_empty() {

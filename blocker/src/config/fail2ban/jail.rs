@@ -5,20 +5,17 @@
 //! whatever the action. What has no counterpart is named in warnings of the jails that ask for it.
 #![forbid(unsafe_code)]
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
     action::{self, Translated},
     call,
     filter::{filter_spec, is_no},
     read,
+    server::{self, Memory},
     shell::{self, Value},
     span,
-    spec::{FilterUse, JailSpec, Text},
+    spec::{FilterUse, JailSpec, LogPath, Text},
     words::{self, truth},
 };
 use crate::{
@@ -42,14 +39,14 @@ const MAXRETRY_MAX: u32 = 10_000;
 /// The filter that reads fail2ban's own log for bans; ours are in the ledger.
 const RECIDIVE: &str = "recidive";
 
-/// Reads all jails below `dir` into `jails`; addresses that no jail may ban go into `allow`. Returns where fail2ban
-/// keeps its bans.
+/// Reads all jails below `dir` into `jails`; addresses that no jail may ban go into `allow`. Returns what
+/// there is to know of fail2ban's memory.
 pub(crate) fn import(
     dir: &Path,
     findings: &mut Findings,
     jails: &mut Jails,
     allow: &mut Vec<Prefix>,
-) -> Option<PathBuf> {
+) -> Memory {
     let read = read::jails(dir, false, findings);
     let mut told = Told::default();
     let mut compiled = Vec::new();
@@ -63,7 +60,7 @@ pub(crate) fn import(
             findings.push(read.layers.diagnostic(&spec.at, &key, message, "name fewer files"));
         }
     }
-    read::database(dir, findings)
+    server::memory(dir, findings)
 }
 
 /// What was said once and concerns every jail.
@@ -309,14 +306,7 @@ impl Translating<'_> {
         }
         let mut paths = Vec::new();
         for log in &self.spec.logpath {
-            if !["head", "tail"].contains(&log.from.as_str()) {
-                let message = format!(
-                    "{:?} is taken for where in {:?} to begin: a path has no space in it",
-                    log.from,
-                    log.path.display().to_string()
-                );
-                self.warn(&log.at, "logpath", message, "write `?` for the space");
-            }
+            self.begins(log);
             let why = if log.path.is_absolute() {
                 jails::unusable_log(&log.path)
             } else {
@@ -338,6 +328,20 @@ impl Translating<'_> {
             Some(log) => refusal(&log.at, "logpath", "it has no log file that can be read".to_owned(), hint),
             None => refusal(&self.spec.at, "logpath", "it names no log file".to_owned(), hint),
         })
+    }
+
+    /// Where fail2ban would begin to read the log.
+    fn begins(&mut self, log: &LogPath) {
+        let path = log.path.display().to_string();
+        let (message, hint) = match log.from.as_str() {
+            "head" => return,
+            "tail" => (format!("{path:?} is read from findtime ago on the first time, not from its end"), ""),
+            from => (
+                format!("{from:?} is taken for where in {path:?} to begin: a path has no space in it"),
+                "write `?` for the space",
+            ),
+        };
+        self.warn(&log.at, "logpath", message, hint);
     }
 
     /// The entries of the journal that the jail reads, by its own `journalmatch` or its filter's.

@@ -9,6 +9,7 @@
 //! | `call` | `NAME[a=1, b=2]` |
 //! | `definition` | a file of `filter.d` or `action.d`, with what a jail adds |
 //! | `spec`, `read` | what the files say of each jail, expanded |
+//! | `server` | what fail2ban.conf says of the database |
 //! | `unknown` | options whose names are misspelt |
 //! | `span`, `words` | lengths of time, and other values |
 //! | `filter` | a filter as a [`crate::filter::FilterSpec`] |
@@ -31,6 +32,7 @@ mod interpolate;
 mod jail;
 mod layers;
 mod read;
+mod server;
 mod shell;
 mod span;
 mod spec;

@@ -36,9 +36,6 @@ const ACTIONS_MAX: usize = 32;
 /// What is wrong with a misspelt option.
 const NOTHING_NAMES_IT: &str = "there is no such option, and no value names it, so it does nothing";
 
-/// fail2ban's `dbfile` where no file sets one.
-const DATABASE: &str = "/var/lib/fail2ban/fail2ban.sqlite3";
-
 /// A jail's options, other than those that a filter has too.
 pub(super) const OPTIONS: [&str; 23] = [
     "enabled",
@@ -119,22 +116,6 @@ pub(super) fn jails(dir: &Path, all: bool, findings: &mut Findings) -> Jails {
         jails.push(reading.jail(at, all));
     }
     Jails { jails, layers }
-}
-
-/// Where fail2ban keeps its bans, as fail2ban.conf says; `None` when it keeps none.
-pub(super) fn database(dir: &Path, findings: &mut Findings) -> Option<PathBuf> {
-    let layers = Files::default().layers(&dir.join("fail2ban"), findings);
-    let path = match interpolate::value(&layers, "Definition", "dbfile", &Vars::new()) {
-        None => DATABASE.to_owned(),
-        Some(Ok(value)) => text_of(&value),
-        Some(Err(why)) => {
-            let at = layers.get("Definition", "dbfile").map(|value| place_of(value)).unwrap_or_default();
-            let message = format!("its bans are not taken over: {why}");
-            findings.push(layers.diagnostic(&at, "dbfile", message, "write the path itself"));
-            return None;
-        }
-    };
-    Some(PathBuf::from(path)).filter(|path| path.is_absolute())
 }
 
 /// Reads the filter `name` in the folder `home` with these options, for a jail that adds nothing.
@@ -519,7 +500,7 @@ impl FilterFiles {
 }
 
 /// Where the first line with text is.
-fn place_of(value: &[super::ini::ValueLine]) -> Place {
+pub(super) fn place_of(value: &[super::ini::ValueLine]) -> Place {
     let line = value.iter().find(|line| !line.text.is_empty() && line.at.line > 0).or_else(|| value.first());
     line.map(|line| line.at.clone()).unwrap_or_default()
 }
