@@ -10,14 +10,13 @@ use std::{
     fmt,
     hash::{BuildHasher as _, RandomState},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::AsFd,
     path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::sleep_until,
@@ -31,9 +30,9 @@ use crate::{
         server::{Pending, Server},
     },
     enforce::{EnforceError, Enforcer, Keep, xdp},
-    engine::{Engine, Input, Kept, Reading, RequestId, SourceId},
+    engine::{Engine, Input, Kept, RequestId, SourceId},
     filter::date::{self, Clock},
-    policy::{SocketSpec, SourceSpec},
+    policy::SourceSpec,
     source::{SocketSource, StdinSource, file, journal},
     store::{Store, StoreError},
     time::Timestamp,
@@ -43,6 +42,7 @@ mod backend;
 mod carry;
 mod child;
 mod environment;
+mod inputs;
 mod keep;
 mod migration;
 mod note;
@@ -53,6 +53,7 @@ mod unlogged;
 
 pub use unlogged::unlogged;
 
+use inputs::{readable, socket_specs, stdin, watched};
 use keep::Keeping;
 use note::shown;
 use runner::{Answer, Runner};
@@ -296,24 +297,9 @@ impl Agent {
                 biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                ready = files_ready.readable() => {
-                    if let Ok(mut guard) = ready {
-                        guard.clear_ready();
-                    }
-                    files_at = self.poll_files();
-                }
-                ready = journal_ready.readable() => {
-                    if let Ok(mut guard) = ready {
-                        guard.clear_ready();
-                    }
-                    self.poll_journal();
-                }
-                ready = sockets_ready.readable() => {
-                    if let Ok(mut guard) = ready {
-                        guard.clear_ready();
-                    }
-                    self.poll_sockets();
-                }
+                () = readable(Some(&files_ready)) => files_at = self.poll_files(),
+                () = readable(Some(&journal_ready)) => self.poll_journal(),
+                () = readable(Some(&sockets_ready)) => self.poll_sockets(),
                 () = readable(stdin_ready.as_ref()) => self.poll_stdin(),
                 Some(pending) = called.recv() => self.call(pending),
                 Some(outcome) = sync_outcomes.recv() => self.sync_done(outcome),
@@ -384,46 +370,6 @@ impl Agent {
         for trouble in self.sockets.troubles() {
             error!("{trouble}");
         }
-    }
-
-    // Inputs.
-
-    fn poll_files(&mut self) -> Option<Instant> {
-        let (engine, read) = (&mut self.engine, &mut self.keeping.read);
-        let mut feed = |source, reading, block: &[u8]| {
-            *read = true;
-            engine.handle(now(), Input::Lines { source, block, reading });
-        };
-        let instant = Instant::now();
-        self.files.poll(instant, &mut feed).map(|after| instant + after)
-    }
-
-    fn poll_journal(&mut self) {
-        let (engine, read) = (&mut self.engine, &mut self.keeping.read);
-        self.journal.poll(&mut |source, reading, block: &[u8]| {
-            *read = true;
-            engine.handle(now(), Input::Lines { source, block, reading });
-        });
-    }
-
-    fn poll_sockets(&mut self) {
-        let engine = &mut self.engine;
-        self.sockets.poll(&mut |source, block: &[u8]| {
-            engine.handle(now(), Input::Lines { source, block, reading: Reading::Live });
-        });
-    }
-
-    fn poll_stdin(&mut self) {
-        let Some(stdin) = &mut self.stdin else { return };
-        let mut sources = self.config.policy.sources.iter();
-        let source = sources.position(|spec| *spec == SourceSpec::Stdin).map(u16::try_from);
-        let engine = &mut self.engine;
-        stdin.poll(&mut |block: &[u8]| {
-            // Nobody may read it any more since a reload. What comes may be an old log, so dates count.
-            let Some(Ok(source)) = source else { return };
-            let (source, reading) = (SourceId(source), Reading::CatchingUp);
-            engine.handle(now(), Input::Lines { source, block, reading });
-        });
     }
 
     fn engine_at(&self) -> Option<Instant> {
@@ -570,44 +516,4 @@ fn journal_specs(config: &Config, now: Timestamp) -> Vec<journal::JournalSpec> {
             _ => None,
         })
         .collect()
-}
-
-fn socket_specs(config: &Config) -> Vec<(SourceId, SocketSpec)> {
-    let specs = config.policy.sources.iter().enumerate();
-    specs
-        .filter_map(|(index, spec)| match spec {
-            SourceSpec::Socket(spec) => Some((SourceId(u16::try_from(index).ok()?), spec.clone())),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Standard input, where a jail is to read it.
-fn stdin(config: &Config) -> Result<StdinSource, Error> {
-    if !config.policy.sources.contains(&SourceSpec::Stdin) {
-        let what = "--stdin: no jail reads standard input; write `stdin = true` into the one that is to";
-        return Err(Error::Start(what.to_owned()));
-    }
-    StdinSource::new(io::stdin()).map_err(|error| Error::Start(format!("read standard input: {error}")))
-}
-
-/// A copy of a descriptor whose readiness the loop can wait for; whoever owns the other one reads.
-fn watched(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
-    let copy = fd.try_clone_to_owned()?;
-    // SAFETY: the descriptor is owned by what is registered, and nothing closes or replaces it before that is dropped.
-    #[expect(unsafe_code, reason = "the library's safe constructor is deprecated")]
-    let registered = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) };
-    Ok(registered?)
-}
-
-/// Ends when there is something to read; never, when there is nothing to read from.
-async fn readable(fd: Option<&AsyncFd<OwnedFd>>) {
-    match fd {
-        Some(fd) => {
-            if let Ok(mut guard) = fd.readable().await {
-                guard.clear_ready();
-            }
-        }
-        None => std::future::pending().await,
-    }
 }
