@@ -67,10 +67,11 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// Where journald looks for units: systemd's own hierarchy, or the only one.
+/// Where journald looks for units: the unified hierarchy beside those of version 1, systemd's own among them, or the
+/// only one.
 fn hierarchy() -> Option<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let found = [root.join("systemd"), root.to_owned()]
+    let found = [root.join("unified"), root.join("systemd"), root.to_owned()]
         .into_iter()
         .find(|path| path.join("cgroup.procs").exists())?;
     let trial = found.join(format!("blk-{}-trial.slice", std::process::id()));
