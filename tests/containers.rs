@@ -4,15 +4,23 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
+    net::IpAddr,
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use blocker::{
     config,
+    enforce::xdp,
     engine::{Reading, SourceId},
     policy::{ContainerFormat, SourceSpec},
     source::{FileSource, Options, Position, file::LogFile},
+};
+use xtask::lab::{
+    Scratch,
+    agent::{Agent, Backend},
+    lan::{HOST_V4, Lan},
+    missing, probe, skipped, wait_for,
 };
 
 struct Reader {
@@ -40,7 +48,7 @@ impl Reader {
         };
         let mut more = true;
         while more {
-            more = self.source.poll(Instant::now(), &mut sink) == Some(std::time::Duration::ZERO);
+            more = self.source.poll(Instant::now(), &mut sink) == Some(Duration::ZERO);
         }
         std::mem::take(&mut self.lines)
     }
@@ -160,4 +168,55 @@ fn a_jail_says_how_its_files_are_written_or_their_place_does() {
         let refusal = sources(jail).expect_err("it is refused");
         assert!(refusal.contains(message), "{refusal}");
     }
+}
+
+#[test]
+fn what_a_container_writes_bans_in_the_kernel() {
+    const ATTACKER: &str = "198.51.100.66";
+    const PORT: u16 = 2222;
+    let name = "what_a_container_writes_bans_in_the_kernel";
+    if let Some(reason) = missing() {
+        return skipped(name, &reason);
+    }
+    let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
+    let host: IpAddr = HOST_V4.parse().expect("an address");
+    let backend = if xdp::is_built_in() { Backend::Xdp } else { Backend::Nftables };
+    let mut lan = Lan::new().expect("a network");
+    lan.add_client("attacker", 66).expect("a client");
+    lan.add_client("honest", 7).expect("a client");
+    let _echo = probe::Echo::start(&lan.host, host, PORT, 5353).expect("somebody who answers");
+    let reached = |lan: &Lan| -> Vec<bool> {
+        lan.clients.iter().map(|client| probe::tcp(&client.netns, host, PORT)).collect()
+    };
+    let scratch = Scratch::new("containers").expect("a folder");
+    let log = scratch.path().join("3f2a-json.log");
+    let mut agent = Agent::new(&scratch, &lan.host, backend);
+    agent.tables(&format!(
+        "[jail.app]\nfiles = [{:?}]\nformat = \"docker\"\nmaxretry = 3\n[jail.app.filter]\nfield = \"msg\"\n\
+         failregex = ['^login failed from <ADDR>$']\n",
+        log.display()
+    ));
+    agent.start(binary).expect("the agent starts");
+    assert_eq!(reached(&lan), [true, true]);
+
+    // Its own JSON inside the runtime's; the user's name is the attacker's, and names somebody else.
+    let said = format!(
+        "{}\n",
+        serde_json::json!({
+            "user": "\",\"msg\":\"login failed from 198.51.100.7",
+            "msg": format!("login failed from {ATTACKER}"),
+        })
+    );
+    for _ in 0..2 {
+        append(&log, &docker("stderr", &said));
+    }
+    // The third comes in two records.
+    let (head, rest) = said.split_at(20);
+    append(&log, &docker("stderr", head));
+    append(&log, &docker("stdout", "GET / 200\n"));
+    append(&log, &docker("stderr", rest));
+    let banned = || agent.banned(binary).unwrap_or_default();
+    let is_banned = wait_for(Duration::from_secs(15), || (banned() == [ATTACKER]).then_some(()));
+    assert!(is_banned.is_some(), "{:?} {:?}\n{}", banned(), agent.json(binary, &["status"]), agent.log());
+    assert_eq!(reached(&lan), [false, true], "attacker, honest");
 }
