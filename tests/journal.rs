@@ -27,6 +27,8 @@ const SOON: Duration = Duration::from_secs(15);
 const UNIT: &str = "ssh.service";
 const JAIL: &str = "[jail.sshd]\nfilters = [\"sshd\"]\nmaxretry = 3\n\
      journal = [\"_SYSTEMD_UNIT=ssh.service _UID=0 + _COMM=sshd\", \"SYSLOG_IDENTIFIER=sshd\"]\n";
+/// As on a host without a syslog daemon, and nothing said of the journal.
+const FILE_JAIL: &str = "[jail.sshd]\nfilters = [\"sshd\"]\nmaxretry = 3\n";
 const ATTACKER: &str = "198.51.100.66";
 /// Somebody that others want banned.
 const VICTIM: &str = "198.51.100.7";
@@ -86,9 +88,19 @@ fn until_state(agent: &Agent<'_>, state: &str) {
 }
 
 fn start<'a>(scratch: &Scratch, lan: &'a Lan, journald: &'a Journald, backend: Backend) -> Agent<'a> {
+    start_with(scratch, lan, journald, backend, JAIL)
+}
+
+fn start_with<'a>(
+    scratch: &Scratch,
+    lan: &'a Lan,
+    journald: &'a Journald,
+    backend: Backend,
+    jail: &str,
+) -> Agent<'a> {
     let mut agent = Agent::new(scratch, &lan.host, backend);
     agent.reads(journald);
-    agent.tables(JAIL);
+    agent.tables(jail);
     agent.start(binary()).unwrap();
     agent
 }
@@ -275,4 +287,61 @@ fn a_journal_that_is_not_there_is_said_and_read_once_it_is() {
     fail(&mut sshd, ATTACKER, 3);
     until_banned(&agent, ATTACKER);
     assert_eq!(failures(&agent), 3, "{}", source(&agent));
+}
+
+#[test]
+fn where_a_log_is_not_there_the_journal_is_read_until_it_is() {
+    if is_skipped("where_a_log_is_not_there_the_journal_is_read_until_it_is") {
+        return;
+    }
+    let lan = Lan::new().unwrap();
+    let mut journald = Journald::new().unwrap();
+    journald.start().unwrap();
+    let scratch = Scratch::new("instead").unwrap();
+    let log = scratch.path().join("auth.log");
+    let jail = format!("{FILE_JAIL}files = [{:?}]\n", log.display());
+    let warned = |agent: &Agent<'_>| {
+        agent.json(binary(), &["status"]).unwrap()["warnings"]
+            .to_string()
+            .contains("The journal is read until")
+    };
+
+    // A journal without the daemon's entries is nothing to read instead.
+    let mut stranger = journald.speaker(Some("other.service"), 0, "sshd").unwrap();
+    fail(&mut stranger, VICTIM, 5);
+    let agent = start_with(&scratch, &lan, &journald, Backend::Nftables, &jail);
+    assert!(!warned(&agent), "{}", agent.log());
+    drop(agent);
+
+    let mut sshd = journald.speaker(Some(UNIT), 0, "sshd").unwrap();
+    sshd.say("sshd", "Server listening on 0.0.0.0 port 22.").unwrap();
+    assert!(
+        wait_for(SOON, || {
+            let entries = journald.journalctl(&["-o", "cat", "_SYSTEMD_UNIT=ssh.service"]).ok()?;
+            entries.contains("listening").then_some(())
+        })
+        .is_some()
+    );
+    let agent = start_with(&scratch, &lan, &journald, Backend::Nftables, &jail);
+    assert!(warned(&agent), "{}", agent.log());
+    fail(&mut stranger, VICTIM, 5);
+    fail(&mut sshd, ATTACKER, 3);
+    until_banned(&agent, ATTACKER);
+    assert_eq!(agent.banned(binary()).unwrap(), [ATTACKER], "{}", agent.log());
+
+    // A syslog daemon was installed: its file has what the journal has, and nothing counts twice.
+    fs::write(&log, "").unwrap();
+    assert!(wait_for(SOON, || (!warned(&agent)).then_some(())).is_some(), "{}", agent.log());
+    for count in 1..=4 {
+        let line = failure("198.51.100.8");
+        sshd.say("sshd", &line).unwrap();
+        let stamped = format!("Nov 24 02:47:4{count} web sshd[1]: {line}\n");
+        let mut file = fs::File::options().append(true).open(&log).unwrap();
+        std::io::Write::write_all(&mut file, stamped.as_bytes()).unwrap();
+        if count == 2 {
+            until_failures(&agent, 5);
+            assert!(!agent.banned(binary()).unwrap().contains(&"198.51.100.8".to_owned()), "{}", agent.log());
+        }
+    }
+    until_banned(&agent, "198.51.100.8");
 }

@@ -51,7 +51,7 @@ mod report;
 mod runner;
 mod unlogged;
 
-pub use unlogged::unlogged;
+pub use unlogged::{read_journal_instead, unlogged};
 
 use inputs::{readable, socket_specs, stdin, watched};
 use keep::Keeping;
@@ -119,8 +119,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     local.block_on(&runtime, async { Agent::start(options)?.serve().await })
 }
 
-/// The configuration with the command line over it.
-fn configure(options: &Options) -> Result<Config, ConfigErrors> {
+/// The configuration with the command line over it, /// with what the host makes of it; and what the operator is to know of that.
+fn configure(options: &Options) -> Result<(Config, Vec<String>), ConfigErrors> {
     let mut config = config::load(&options.config)?;
     if let Some(backend) = options.backend {
         config.enforce.backend = backend;
@@ -135,7 +135,8 @@ fn configure(options: &Options) -> Result<Config, ConfigErrors> {
     for warning in &protected.warnings {
         warn!("{warning}");
     }
-    Ok(config)
+    let notes = read_journal_instead(&mut config.policy);
+    Ok((config, notes))
 }
 
 fn utc_offset_secs() -> i32 {
@@ -185,7 +186,7 @@ struct Degraded {
 
 impl Agent {
     fn start(options: &Options) -> Result<Self, Error> {
-        let config = configure(options).map_err(Error::Config)?;
+        let (config, notes) = configure(options).map_err(Error::Config)?;
         let (mut store, mut stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
         migration::take_over(&config, &mut store, &mut stored, now());
         let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
@@ -208,7 +209,7 @@ impl Agent {
         sockets.set_sources(&socket_specs(&config), config.policy.limits.sockets);
         let stdin = options.stdin.then(|| stdin(&config)).transpose()?;
         let warnings = config.warnings.iter().map(ToString::to_string);
-        let warnings = warnings.chain(stored.notes).chain(stored.read.refused).collect();
+        let warnings = warnings.chain(notes).chain(stored.notes).chain(stored.read.refused).collect();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
         policy.seed = RandomState::new().hash_one(0);
@@ -398,7 +399,7 @@ impl Agent {
 
     /// Reads the configuration again. Any error in it leaves everything as it was.
     fn reload(&mut self) -> Result<Value, CallError> {
-        let config = configure(&self.options).map_err(|errors| {
+        let (config, notes) = configure(&self.options).map_err(|errors| {
             error!("reload refused, nothing changed:\n{errors}");
             CallError::refused(&format!("the configuration is refused and nothing changed:\n{errors}"))
         })?;
@@ -414,7 +415,7 @@ impl Agent {
         {
             restart.push("[enforce]");
         }
-        self.warnings = config.warnings.iter().map(ToString::to_string).collect();
+        self.warnings = config.warnings.iter().map(ToString::to_string).chain(notes).collect();
         if let Some(path) = config.former_bans.as_ref().filter(|path| path.exists())
             && self.config.former_bans != config.former_bans
         {
@@ -456,6 +457,11 @@ impl Agent {
     fn keep_house(&mut self) {
         self.keep_if_read();
         self.sockets.open_missing();
+        if unlogged::has_appeared(&self.config.policy) {
+            info!("a log is there that was not; the configuration is read again");
+            // Refused or not, it was said.
+            let _said = self.reload();
+        }
         let found = protected::discover().prefixes;
         if found != self.config.policy.protected {
             info!("protected addresses changed: {} now", found.len());

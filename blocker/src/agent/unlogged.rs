@@ -1,33 +1,87 @@
-//! Jails whose logs are not there: nothing fails, and nobody is banned either, which the operator is to know.
+//! Jails whose logs are not there: where their daemon's entries are in the journal, that is read; else nothing fails, and
+//! nobody is banned either. The operator is to know of both.
+
+use std::path::{Path, PathBuf};
 
 use crate::{
-    policy::{Jail, Policy, SourceSpec},
-    source::file,
+    engine::SourceId,
+    filter::Dialect,
+    policy::{Jail, JournalMatches, Policy, SourceSpec},
+    source::{file, journal},
 };
+
+/// Has the jails read the journal of whose logs none is there, if their filters name entries of it and it has some.
+/// Jails of fail2ban's say themselves where they read. Says so of each.
+pub fn read_journal_instead(policy: &mut Policy) -> Vec<String> {
+    let mut notes = Vec::new();
+    for index in 0..policy.jails.len() {
+        let Some(jail) = policy.jails.get(index) else { break };
+        let absent = absent(policy, jail);
+        let ours = jail.filters.iter().map(|filter| filter.spec());
+        let named: Vec<&String> =
+            ours.filter(|spec| spec.dialect == Dialect::Native).flat_map(|spec| &spec.journalmatch).collect();
+        if absent.is_empty() || named.is_empty() {
+            continue;
+        }
+        let Ok(matches) = JournalMatches::parse(&named) else { continue };
+        if !journal::has(&matches) {
+            continue;
+        }
+        notes.push(format!(
+            "[{}] none of its logs is there: {}. The journal is read until they are: {matches}",
+            jail.name,
+            listed(&absent)
+        ));
+        let spec = SourceSpec::Journal { matches, namespace: None };
+        let known = policy.sources.iter().position(|known| *known == spec);
+        let source = known.unwrap_or(policy.sources.len());
+        let Ok(source) = u16::try_from(source) else { continue };
+        if known.is_none() {
+            policy.sources.push(spec);
+        }
+        if let Some(jail) = policy.jails.get_mut(index) {
+            jail.sources = vec![SourceId(source)];
+        }
+    }
+    notes
+}
+
+/// Whether a log is there that no jail reads, since it was not there when the configuration was read.
+pub(super) fn has_appeared(policy: &Policy) -> bool {
+    let is_read = |index: usize| {
+        policy.jails.iter().any(|jail| jail.sources.iter().any(|id| usize::from(id.0) == index))
+    };
+    let specs = policy.sources.iter().enumerate();
+    specs.filter(|(index, _)| !is_read(*index)).filter_map(|(_, spec)| path_of(spec)).any(file::is_there)
+}
 
 /// Says so, and what to do, of a jail that reads files of which none is there.
 pub fn unlogged(policy: &Policy, jail: &Jail) -> Option<String> {
-    let specs = jail.sources.iter().filter_map(|id| policy.sources.get(usize::from(id.0)));
-    let mut absent = Vec::new();
-    for spec in specs {
-        match spec {
-            SourceSpec::File(path) | SourceSpec::Container(path, _) if !file::is_there(path) => {
-                absent.push(path.display().to_string());
-            }
-            SourceSpec::File(_)
-            | SourceSpec::Container(..)
-            | SourceSpec::Socket(_)
-            | SourceSpec::Stdin
-            | SourceSpec::Journal { .. }
-            | SourceSpec::Ledger => return None,
-        }
-    }
+    let absent = absent(policy, jail);
     (!absent.is_empty()).then(|| {
         format!(
             "[{}] none of its logs is there: {}. They are read as soon as they are. If the daemon writes to the journal \
              only, write `journal = [\"_SYSTEMD_UNIT=...\"]` instead, or have rsyslog write them",
             jail.name,
-            absent.join(", ")
+            listed(&absent)
         )
     })
+}
+
+/// The logs of a jail that reads nothing else, if none of them is there.
+fn absent(policy: &Policy, jail: &Jail) -> Vec<PathBuf> {
+    let specs = jail.sources.iter().filter_map(|id| policy.sources.get(usize::from(id.0)));
+    let absent = specs.map(|spec| path_of(spec).filter(|path| !file::is_there(path)).map(Path::to_owned));
+    absent.collect::<Option<_>>().unwrap_or_default()
+}
+
+fn path_of(spec: &SourceSpec) -> Option<&Path> {
+    match spec {
+        SourceSpec::File(path) | SourceSpec::Container(path, _) => Some(path),
+        SourceSpec::Socket(_) | SourceSpec::Stdin | SourceSpec::Journal { .. } | SourceSpec::Ledger => None,
+    }
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }

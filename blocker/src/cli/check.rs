@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{complain, doubts, exit, say, show};
 use crate::{
-    agent::unlogged,
+    agent::{read_journal_instead, unlogged},
     config::{self, Config},
     filter::Filter,
     policy::{ActionSpec, Jail, SourceSpec},
@@ -15,7 +15,7 @@ use crate::{
 
 /// Checks the configuration at `path`.
 pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
-    let config = match config::load(path) {
+    let mut config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
             if as_json {
@@ -27,8 +27,10 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
     };
     let failures: Vec<String> = samples(&config);
     let doubts = doubts::of(&config);
+    let instead = read_journal_instead(&mut config.policy);
     let unlogged = config.policy.jails.iter().filter_map(|jail| unlogged(&config.policy, jail));
-    let unlogged: Vec<String> = unlogged.map(|warning| format!("warning: {warning}")).collect();
+    let unlogged: Vec<String> =
+        instead.into_iter().chain(unlogged).map(|warning| format!("warning: {warning}")).collect();
     if as_json {
         let warnings = config.warnings.iter().map(ToString::to_string);
         let warnings: Vec<String> = unlogged.into_iter().chain(warnings).chain(doubts).collect();

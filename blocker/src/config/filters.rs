@@ -23,6 +23,7 @@ use crate::{
         imported::JOINED_LINES_MAX,
     },
     net::parse_address,
+    policy::JournalMatches,
 };
 
 /// The shipped filters by name, each with its TOML text: every file in `config/filters`.
@@ -50,7 +51,7 @@ pub(super) const KEYS: &[&str] = &[
 ];
 /// Those of [`KEYS`] that only mean something in fail2ban's dialect.
 const FAIL2BAN_KEYS: &[&str] =
-    &["addresses_only", "datepattern", "journal", "journalmatch", "logencoding", "logtimezone", "maxlines"];
+    &["addresses_only", "datepattern", "journal", "logencoding", "logtimezone", "maxlines"];
 const SAMPLE_KEYS: &[&str] = &["line", "host", "user"];
 
 /// Reads the text of a native filter file; the name is the stem of `path`.
@@ -106,6 +107,16 @@ pub(super) fn read_table(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut F
     spec.noaddress = reader.patterns(table, "noaddress");
     spec.prefregex = pattern(reader, table, "prefregex");
     spec.observe = reader.boolean(table, "observe").is_some_and(|(observe, _)| observe);
+    for (text, span) in reader.texts(table, "journalmatch").unwrap_or_default() {
+        match JournalMatches::parse(&[text]) {
+            // What fail2ban carries along is refused where a jail reads by it.
+            Err(why) if spec.dialect == Dialect::Native => {
+                let hint = "for example \"_SYSTEMD_UNIT=ssh.service _UID=0\"";
+                reader.error(span, &table.key_of("journalmatch"), why, hint);
+            }
+            _ => spec.journalmatch.push(text.to_owned()),
+        }
+    }
     for (text, span) in reader.texts(table, "newline_safe").unwrap_or_default() {
         match SourceKind::NAMES.iter().find(|(name, _)| *name == text) {
             Some((_, kind)) => spec.newline_safe.push(*kind),
@@ -179,11 +190,9 @@ fn dialect(reader: &mut Reader<'_>, table: Table<'_>, spec: &mut FilterSpec) {
         reader.error(value.span(), &table.key_of("noaddress"), message, "take it out");
     }
     let lines = reader.number(table, "maxlines", 1..JOINED_LINES_MAX as u64 + 1);
-    let matches = reader.texts(table, "journalmatch").unwrap_or_default();
     spec.fail2ban = Fail2banOptions {
         datepattern: pattern(reader, table, "datepattern"),
         maxlines: lines.map_or(1, |(lines, _)| usize::try_from(lines).unwrap_or(1)),
-        journalmatch: matches.iter().map(|(text, _)| (*text).to_owned()).collect(),
         addresses_only: reader.boolean(table, "addresses_only").is_some_and(|(only, _)| only),
         journal: reader.boolean(table, "journal").is_some_and(|(journal, _)| journal),
         logtimezone: pattern(reader, table, "logtimezone"),

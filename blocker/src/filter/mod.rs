@@ -65,6 +65,9 @@ pub struct FilterSpec {
     pub noaddress: Vec<Pattern>,
     /// Must match first; its `<F-CONTENT>` is what `failregex` sees.
     pub prefregex: Option<Pattern>,
+    /// What selects its daemon's entries of the journal, as [`crate::policy::JournalMatches`] reads it; none if nobody
+    /// knows.
+    pub journalmatch: Vec<String>,
     /// What else a fail2ban filter sets; nothing for ours.
     pub fail2ban: Fail2banOptions,
     /// Kinds of source in which the daemon's lines are lines: attacker's text cannot bring a line break of its own. In

@@ -334,8 +334,8 @@ fn filter_keys(text: &mut String, spec: &FilterSpec) {
     if options.maxlines > 1 {
         let _ = writeln!(text, "maxlines = {}", options.maxlines);
     }
-    if !options.journalmatch.is_empty() {
-        let lines: Vec<String> = options.journalmatch.iter().map(|line| quoted(line)).collect();
+    if !spec.journalmatch.is_empty() {
+        let lines: Vec<String> = spec.journalmatch.iter().map(|line| quoted(line)).collect();
         list(text, "journalmatch", &lines);
     }
     for (name, truth) in [("addresses_only", options.addresses_only), ("journal", options.journal)] {

@@ -30,10 +30,10 @@ pub(super) fn filter_spec(
         failregex: filter.failregex.clone(),
         ignoreregex: filter.ignoreregex.clone(),
         prefregex: filter.prefregex.as_ref().and_then(folded),
+        journalmatch: filter.journalmatch.iter().map(|line| line.text.clone()).collect(),
         fail2ban: Fail2banOptions {
             datepattern: filter.datepattern.as_ref().and_then(folded),
             maxlines: maxlines(filter, findings),
-            journalmatch: filter.journalmatch.iter().map(|line| line.text.clone()).collect(),
             addresses_only: filter.usedns.as_ref().is_some_and(|usedns| is_no(&usedns.text)),
             journal: filter.logtype == "journal",
             logtimezone: of_jail("logtimezone"),

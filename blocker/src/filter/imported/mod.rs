@@ -49,8 +49,6 @@ pub struct Fail2banOptions {
     pub datepattern: Option<Pattern>,
     /// How many lines a pattern sees at once; 0 and 1 mean one.
     pub maxlines: usize,
-    /// What selects entries of the journal, one group a line.
-    pub journalmatch: Vec<String>,
     /// `usedns = no`: `<HOST>` takes no host name. Names are never resolved, whatever this says.
     pub addresses_only: bool,
     /// `logtype = journal`: the source gives the time, so no date is looked for.

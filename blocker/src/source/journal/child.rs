@@ -115,6 +115,19 @@ impl Drop for Journalctl {
     }
 }
 
+/// Whether there is an entry for one of the groups.
+pub(super) fn has_any(groups: &[&JournalGroup]) -> Result<bool, Trouble> {
+    let mut command = Command::new(PROGRAM);
+    command.args(["--quiet", "--no-pager", "--lines=1", "--output=cat", "--output-fields=_PID"]);
+    for (index, group) in groups.iter().enumerate() {
+        command.args((index > 0).then_some("+"));
+        command.args(super::terms(group));
+    }
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| Trouble::Absent(format!("start `{PROGRAM}`: {error}")))?;
+    Ok(!output.stdout.is_empty())
+}
+
 /// Where in an entry the parser is.
 #[derive(Debug, Default)]
 enum Expect {

@@ -191,6 +191,12 @@ impl Library {
         }
     }
 
+    /// Whether there is an entry, from the first on.
+    pub(super) fn has_any(&mut self) -> Result<bool, Trouble> {
+        self.seek(&JournalPosition::default())?;
+        self.step()
+    }
+
     /// Reads the next entry, if there is one.
     pub(super) fn next(&mut self, entry: &mut Entry) -> Result<bool, Trouble> {
         loop {

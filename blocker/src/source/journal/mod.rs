@@ -34,6 +34,7 @@ use crate::{
     time::Timestamp,
 };
 use entry::Share;
+use library::Library;
 use reader::{Batch, Follower, Link, Shown, signal};
 
 mod child;
@@ -82,6 +83,18 @@ enum Trouble {
     Absent(String),
     /// It cannot be read at this place.
     Broken(String),
+}
+
+/// Whether there is an entry that these select, in the host's own journal and for this process to read.
+pub fn has(matches: &JournalMatches) -> bool {
+    let groups: Vec<&JournalGroup> = matches.groups().iter().collect();
+    let found = if Library::is_there() {
+        Library::open(None, &groups, &[]).and_then(|mut library| library.has_any())
+    } else {
+        child::has_any(&groups)
+    };
+    // A journal that cannot be read is none to fall back to.
+    found.unwrap_or(false)
 }
 
 /// What the reader is to select for a group. One that asks for nothing that journald has from the kernel is narrowed to
