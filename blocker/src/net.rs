@@ -20,8 +20,36 @@ pub fn parse_address(token: &str) -> Option<IpAddr> {
     if token.len() > ADDRESS_BYTES_MAX {
         return None;
     }
+    if !token.contains(':') {
+        return parse_v4(token.as_bytes()).map(IpAddr::V4);
+    }
     // std refuses octal-looking parts, short forms and zone ids, and reads ASCII digits only.
     token.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// As std does, in a third of the time: nearly every failure is of such an address.
+fn parse_v4(token: &[u8]) -> Option<Ipv4Addr> {
+    let (mut octets, mut part) = ([0; 4], 0);
+    let (mut value, mut digits) = (0_u16, 0);
+    for byte in token {
+        match byte {
+            b'0'..=b'9' if digits == 0 || value > 0 => {
+                value = value * 10 + u16::from(byte - b'0');
+                digits += 1;
+                if value > 255 {
+                    return None;
+                }
+            }
+            b'.' if digits > 0 && part < 3 => {
+                octets[part] = u8::try_from(value).ok()?;
+                part += 1;
+                (value, digits) = (0, 0);
+            }
+            _ => return None,
+        }
+    }
+    octets[3] = u8::try_from(value).ok()?;
+    (part == 3 && digits > 0).then(|| octets.into())
 }
 
 /// An address range in CIDR form; the host bits are always zero and IPv4-mapped ranges are IPv4.
@@ -240,7 +268,20 @@ impl<'de> Deserialize<'de> for Prefix {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+        #[test]
+        fn an_address_is_what_std_takes_for_one(
+            token in prop_oneof!["[0-9]{1,4}(\\.[0-9]{1,4}){2,4}", "[012:.x ]{0,16}", "[0-2]?[0-9]?[0-9](\\.[0-2]?[0-9]?[0-9]){3}"],
+        ) {
+            let wanted = token.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+            prop_assert_eq!(parse_address(&token), wanted, "{}", token);
+        }
+    }
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))

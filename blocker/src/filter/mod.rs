@@ -10,6 +10,7 @@
 //! | `pattern` | one compiled pattern of ours; what is a whole address |
 //! | `trail` | matches and captures in long texts |
 //! | `split` | finds the address without captures, where the pattern's shape allows |
+//! | `steps` | what stands before and behind it, without an automaton |
 //! | `literal` | the text a line must hold for a pattern to match |
 //! | `date` | finds the date of a line |
 //! | `field` | one field of JSON lines, for filters that name it |
@@ -34,6 +35,7 @@ mod pattern;
 mod prefilter;
 mod regexp;
 mod split;
+mod steps;
 mod trail;
 
 pub use date::Clock;

@@ -15,10 +15,9 @@
 use std::net::IpAddr;
 
 use memchr::memmem::Finder;
-use regex_automata::{Anchored, Input, meta::Regex};
 use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
 
-use super::{dialect, pattern::whole_address};
+use super::{dialect, pattern::whole_address, steps::Piece};
 
 /// Places of one line that are tried in full; each may cost a walk over the line. A hostile line with more is left to
 /// the captures.
@@ -43,13 +42,13 @@ pub(super) struct Split {
 #[derive(Debug)]
 enum Before {
     /// Nothing: the address begins the line, unless the line begins with this.
-    Nothing(Option<Regex>),
+    Nothing(Option<Piece>),
     /// Anything.
     Anything,
     /// A match of this, then anything.
-    Head(Regex),
+    Head(Piece),
     /// A match of this that ends with the address' beginning.
-    UpToAddress(Regex),
+    UpToAddress(Piece),
 }
 
 /// What must stand behind the address.
@@ -60,7 +59,7 @@ enum Behind {
         /// Nothing follows it.
         last: bool,
     },
-    Match(Regex),
+    Match(Piece),
 }
 
 /// What a pattern makes of a text.
@@ -101,7 +100,7 @@ impl Split {
         let before = match rest {
             _ if let Some(optional) = begins => Before::Nothing(match optional.as_slice() {
                 [] => None,
-                _ => Some(compile(&Hir::alternation(optional))?),
+                _ => Some(Piece::new(&Hir::alternation(optional), true)?),
             }),
             [] => Before::Anything,
             [head @ .., gap] if let Some(gap) = repeated(gap, &dot).filter(|gap| gap.max.is_none()) => {
@@ -111,10 +110,13 @@ impl Split {
                 if head.iter().all(|part| matches!(part.kind(), HirKind::Empty | HirKind::Look(_))) {
                     Before::Anything
                 } else {
-                    Before::Head(compile(&Hir::concat(head))?)
+                    Before::Head(Piece::new(&Hir::concat(head), false)?)
                 }
             }
-            _ => Before::UpToAddress(compile(&Hir::concat([&before[..], &[Hir::look(Look::End)]].concat()))?),
+            _ => Before::UpToAddress(Piece::new(
+                &Hir::concat([&before[..], &[Hir::look(Look::End)]].concat()),
+                false,
+            )?),
         };
         // A text is one line, which `.*$` always matches.
         let behind = match behind {
@@ -143,7 +145,7 @@ impl Split {
             {
                 Behind::Text { text: text.0.clone(), last: true }
             }
-            _ => Behind::Match(compile(&Hir::concat(behind.to_vec()))?),
+            _ => Behind::Match(Piece::new(&Hir::concat(behind.to_vec()), true)?),
         };
         Some(Self { before, lead: Finder::new(lead).into_owned(), bracket, behind, plain_end })
     }
@@ -153,15 +155,11 @@ impl Split {
         let bytes = text.as_bytes();
         // Everything before the first of these may be before the lead.
         let reach = match &self.before {
-            Before::Head(head) => match head.search_half(&Input::new(text).earliest(true)) {
-                Some(found) => found.offset(),
+            Before::Head(head) => match head.end(text) {
+                Some(end) => end,
                 None => return Outcome::Nothing,
             },
-            Before::Nothing(Some(optional))
-                if optional.is_match(Input::new(text).anchored(Anchored::Yes)) =>
-            {
-                return Outcome::Doubt;
-            }
+            Before::Nothing(Some(optional)) if optional.is_match(text) => return Outcome::Doubt,
             _ => 0,
         };
         let mut blamed: Option<Option<IpAddr>> = None;
@@ -241,18 +239,13 @@ impl Split {
     }
 
     fn matches_behind(&self, text: &str, end: usize) -> bool {
-        let rest = text.get(end..).unwrap_or("").as_bytes();
+        let rest = text.get(end..).unwrap_or("");
         match &self.behind {
-            Behind::Text { text, last: false } => rest.starts_with(text),
-            Behind::Text { text, last: true } => rest == &**text,
-            Behind::Match(regex) => regex.is_match(Input::new(text).range(end..).anchored(Anchored::Yes)),
+            Behind::Text { text, last: false } => rest.as_bytes().starts_with(text),
+            Behind::Text { text, last: true } => rest.as_bytes() == &**text,
+            Behind::Match(piece) => piece.is_match(rest),
         }
     }
-}
-
-/// From the parsed form, since the text that `Hir` prints for `(?:a+)?` means another pattern.
-fn compile(hir: &Hir) -> Option<Regex> {
-    Regex::builder().build_from_hir(hir).ok()
 }
 
 fn in_token(byte: u8) -> bool {
