@@ -283,6 +283,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_part_of_an_address_is_read_as_std_reads_it() {
+        // Nothing, every number of up to three digits with and without zeros in front, and some that are longer.
+        let mut parts: Vec<String> =
+            ["", "0000", "0001", "1000", "2550", "65537", "4294967297", "0x1", "+1", " 1", "1 ", "\u{661}"]
+                .map(str::to_owned)
+                .into();
+        for number in 0..1_000 {
+            parts.extend([format!("{number}"), format!("{number:02}"), format!("{number:03}")]);
+        }
+        for part in &parts {
+            for token in [
+                part.clone(),
+                format!("{part}.2.3.4"),
+                format!("1.{part}.3.4"),
+                format!("1.2.{part}.4"),
+                format!("1.2.3.{part}"),
+                format!("1.2.{part}"),
+                format!("1.{part}"),
+                format!("1.2.3.4.{part}"),
+                format!("{part}.{part}.{part}.{part}"),
+            ] {
+                let wanted = token.parse::<IpAddr>().ok();
+                assert_eq!(parse_address(&token), wanted, "{token:?}");
+            }
+        }
+    }
+
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
     }

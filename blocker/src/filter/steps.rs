@@ -11,6 +11,8 @@ use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
 
 /// Steps for one text; a line that a daemon wrote takes some twenty.
 const STEPS_MAX: usize = 256;
+/// What a run takes costs one of those steps for each so many bytes, so a long text is soon the automaton's.
+const STEP_BYTES: usize = 64;
 /// Choices that are open at once.
 const CHOICES_MAX: usize = 12;
 /// A piece that needs more steps to be written down is no short one.
@@ -103,7 +105,9 @@ impl Steps {
     fn end(&self, text: &[u8]) -> Result<Option<usize>, Unsure> {
         let mut open = [Open::default(); CHOICES_MAX];
         let (mut choices, mut step, mut at) = (0, 0, 0);
-        for _ in 0..STEPS_MAX {
+        let mut left = STEPS_MAX;
+        while left > 0 {
+            left -= 1;
             let next = match &self.0[step] {
                 // Most of what is not there differs in the first byte.
                 Step::Text(wanted) => (text.get(at) == wanted.first() && text[at..].starts_with(wanted))
@@ -115,6 +119,7 @@ impl Steps {
                 },
                 Step::Run(set, one) => {
                     let end = set.run(text, at)?;
+                    left = left.saturating_sub((end - at) / STEP_BYTES);
                     if *one && end == at {
                         None
                     } else {
@@ -403,6 +408,10 @@ mod tests {
         // Another alphabet's digit, and a text that can be read in too many ways.
         assert_eq!(steps(1).end(" port 1١".as_bytes()), Err(Unsure));
         assert_eq!(steps(12).end("a".repeat(1_000).as_bytes()), Err(Unsure));
+        // Only a few runs, but long ones.
+        let long = format!(" port {}", "1".repeat(STEPS_MAX * STEP_BYTES));
+        assert_eq!(steps(1).end(long.as_bytes()), Err(Unsure));
+        assert!(PIECES[1].0.is_match(&long));
     }
 
     proptest! {
