@@ -14,7 +14,11 @@ use blocker::{
     enforce::xdp,
     engine::{Reading, SourceId},
     policy::{ContainerFormat, SourceSpec},
-    source::{FileSource, Options, Position, file::LogFile},
+    source::{
+        FileSource, Options, Position,
+        file::{FirstStart, LogFile},
+    },
+    time::Timestamp,
 };
 use xtask::lab::{
     Scratch,
@@ -134,6 +138,29 @@ fn the_rest_of_a_line_is_never_a_line() {
     append(&path, &(cri("stdout", "F", "203.0.113.9") + &cri("stdout", "F", "b")));
     assert_eq!(reader.take(), ["b"]);
     assert_eq!(reader.counter("records_not_joined"), 1);
+}
+
+#[test]
+fn a_log_that_was_never_read_begins_at_the_time_of_its_records() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let docker_at =
+        |second: u32, text: &str| docker("stdout", text).replace("02:47:40", &format!("02:47:{second}"));
+    let cri_at = |second: u32, text: &str| format!("2026-11-24T02:47:{second}.5Z stdout F {text}\n");
+    // What the container writes has a date of its own, which says nothing.
+    let docker: String = (10..20).map(|n| docker_at(n, &format!("1999-01-01 00:00:{n} {n}\n"))).collect();
+    let cri: String = (10..20).map(|n| cri_at(n, &format!("1999-01-01 00:00:{n} {n}"))).collect();
+    for (format, text) in [(ContainerFormat::Docker, docker), (ContainerFormat::Cri, cri)] {
+        let path = dir.path().join(format!("{format:?}.log"));
+        append(&path, &text);
+        let file = LogFile { path, format: Some(format) };
+        let since = Timestamp::from_secs(1_795_488_437);
+        let first = FirstStart { since: &|_| since, date_of: &|_| None };
+        let source = FileSource::new(&[(SourceId(1), file)], Vec::new(), Options::default(), Some(&first));
+        let mut reader = Reader { source: source.expect("inotify"), lines: Vec::new() };
+        let lines = reader.take();
+        let said: Vec<&str> = lines.iter().filter_map(|line| line.rsplit(' ').next()).collect();
+        assert_eq!(said, ["17", "18", "19"], "{format:?}: {lines:?}");
+    }
 }
 
 #[test]

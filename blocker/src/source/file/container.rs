@@ -195,6 +195,11 @@ fn stream_of(name: &[u8]) -> Option<usize> {
     [&b"stdout"[..], b"stderr"].iter().position(|stream| *stream == name)
 }
 
+/// When a record was written, by its runtime.
+pub(crate) fn date_of(format: ContainerFormat, record: &[u8]) -> Option<Timestamp> {
+    written_at(record_of(format, record)?.time)
+}
+
 /// The time a record was written, to the second, so that lines of one second go together.
 fn written_at(time: &[u8]) -> Option<Timestamp> {
     let text = std::str::from_utf8(time).ok()?;

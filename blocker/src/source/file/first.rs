@@ -54,7 +54,7 @@ pub(super) fn find(
     let lines = &block[..got];
     let mut start = 0;
     for end in memchr_iter(b'\n', lines) {
-        if date_of(head(&lines[start..end])).is_some_and(|date| date >= since) {
+        if date_of(&lines[start..end]).is_some_and(|date| date >= since) {
             return Ok(Some(low + start as u64));
         }
         start = end + 1;
@@ -88,7 +88,7 @@ fn dated_line(
             if line >= until {
                 return Ok(None);
             }
-            if let Some(date) = date_of(head(&block[start..end])) {
+            if let Some(date) = date_of(&block[start..end]) {
                 return Ok(Some((line, at + end as u64 + 1, date)));
             }
             start = end + 1;
@@ -99,7 +99,8 @@ fn dated_line(
     Ok(None)
 }
 
-fn head(line: &[u8]) -> &[u8] {
+/// The part of a line that may hold its date.
+pub(super) fn head(line: &[u8]) -> &[u8] {
     &line[..line.len().min(DATED_BYTES_MAX)]
 }
 

@@ -20,7 +20,7 @@ use std::{
 
 use super::{
     LogFile,
-    container::{RECORD_BYTES_MAX, REJOIN_BYTES_MAX, Unwrapper},
+    container::{self, RECORD_BYTES_MAX, REJOIN_BYTES_MAX, Unwrapper},
     expand::Pattern,
     first::{self, FirstStart},
     glob, open,
@@ -324,12 +324,15 @@ impl Place {
     fn begin_unread(&self, file: File, start: Option<&FirstStart<'_>>) -> io::Result<Tail> {
         let size = file.metadata()?.len();
         let since = start.and_then(|start| self.sources.iter().map(|source| (start.since)(*source)).min());
-        if let (Some(start), Some(since)) = (start, since)
-            && let Some(offset) = first::find(&file, size, since, start.date_of)?
-        {
-            return Tail::from_line(file, offset);
+        let (Some(start), Some(since)) = (start, since) else { return Tail::from_end(file, size) };
+        let date_of = |line: &[u8]| match self.format {
+            Some(format) => container::date_of(format, line),
+            None => (start.date_of)(first::head(line)),
+        };
+        match first::find(&file, size, since, &date_of)? {
+            Some(offset) => Tail::from_line(file, offset),
+            None => Tail::from_end(file, size),
         }
-        Tail::from_end(file, size)
     }
 
     /// The paths that the pattern matches now.
