@@ -17,6 +17,8 @@ pub enum Bench {
     Longline,
     /// Resident memory under a flood of addresses.
     Memory,
+    /// The file source: catching up, live, many files, and logrotate.
+    Source,
     /// From the log line to the kernel, and to the first packet dropped; and the idle agent's memory.
     Latency,
 }
@@ -29,13 +31,14 @@ pub fn run(which: &[Bench]) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
     setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers])?;
     build::object()?;
-    let all = [Bench::Packet, Bench::Log, Bench::Longline, Bench::Memory, Bench::Latency];
+    let all = [Bench::Packet, Bench::Log, Bench::Longline, Bench::Memory, Bench::Source, Bench::Latency];
     for bench in if which.is_empty() { &all } else { which } {
         let name = match bench {
             Bench::Packet => "packet",
             Bench::Log => "log",
             Bench::Longline => "longline",
             Bench::Memory => "memory",
+            Bench::Source => "source",
             Bench::Latency => "latency",
         };
         println!("\n== {name}");

@@ -348,6 +348,7 @@ fn missing_tools() -> Vec<String> {
         ("python3", "python3"),
         ("setpriv", "util-linux"),
         ("logger", "bsdutils"),
+        ("logrotate", "logrotate"),
         // The journal that tests read.
         ("journalctl", "systemd"),
     ];
