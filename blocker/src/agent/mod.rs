@@ -44,6 +44,7 @@ mod child;
 mod environment;
 mod inputs;
 mod keep;
+mod memory;
 mod migration;
 mod note;
 mod protected;
@@ -291,6 +292,7 @@ impl Agent {
         let mut files_at = self.poll_files();
         self.drain();
         self.keep_if_read();
+        memory::give_back();
         loop {
             let wake_at = [Some(repair_at), Some(keep_house_at), files_at, self.engine_at(), self.keep_at()];
             let wake_at = wake_at.into_iter().flatten().min().unwrap_or(repair_at);
@@ -447,6 +449,7 @@ impl Agent {
         troubles.iter().for_each(|trouble| error!("{trouble}"));
         self.drain();
         self.reconcile();
+        memory::give_back();
         info!("reloaded {}: {} jails", self.config.path.display(), self.config.policy.jails.len());
         let warnings: Vec<&String> = self.warnings.iter().chain(&troubles).collect();
         Ok(serde_json::json!({ "jails": self.config.policy.jails.len(), "warnings": warnings }))
