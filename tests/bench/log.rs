@@ -57,17 +57,20 @@ fn main() {
     println!(
         "{LINES} lines; M lines per CPU-second, best of {ROUNDS}; fail2ban on the first {LINES_OF_FAIL2BAN} lines, its start taken off"
     );
-    for (name, found) in
-        [("rg", &peers.ripgrep), ("fail2ban-regex", &peers.fail2ban), ("sshg-parser", &peers.sshguard)]
-    {
+    for (name, found) in [
+        ("rg", &peers.ripgrep),
+        ("fail2ban-regex", &peers.fail2ban),
+        ("sshg-parser", &peers.sshguard),
+        ("fail2ban-rs", &peers.fail2ban_rs),
+    ] {
         if found.is_none() {
             println!("not installed, left out: {name} (`cargo xtask setup` installs it)");
         }
     }
     println!(
-        "\n| log | failures | blocker | MB/s | RSS MB | `wc -l` | `rg -c` | `grep -cF` | sshguard | fail2ban-regex | fail2ban-server's filter | to rg | to the server's |"
+        "\n| log | failures | blocker | MB/s | RSS MB | `wc -l` | `rg -c` | `grep -cF` | sshguard | fail2ban-rs | fail2ban-regex | fail2ban-server's filter | to rg | to fail2ban-rs | to the server's |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for log in &LOGS {
         for percent in PERCENTS {
             let path = folder.path().join("log");
@@ -122,6 +125,8 @@ fn own_row(log: &Log, percent: u64, failures: u64, path: &Path, peers: &Peers) {
             spent(Command::new(program).stdin(file)).cpu
         })
     });
+    let fail2ban_rs =
+        peers.fail2ban_rs.as_ref().and_then(|program| fail2ban_rs(program, log, failures, path));
     let fail2ban = peers.fail2ban.as_ref().map(|program| {
         let (part, empty) = (path.with_extension("part"), path.with_extension("empty"));
         generate::write(log, LINES_OF_FAIL2BAN, percent, &part).expect("room on the disk");
@@ -136,7 +141,7 @@ fn own_row(log: &Log, percent: u64, failures: u64, path: &Path, peers: &Peers) {
         cpu.map_or("-".to_owned(), |cpu| format!("{:.2}x", per_line(cpu, lines) / per_line(run.cpu, LINES)))
     };
     println!(
-        "| {} | {percent} % | {} | {:.0} | {:.0} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {} | {percent} % | {} | {:.0} | {:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         log.name,
         millions(LINES, run.cpu),
         bytes as f64 / run.cpu.as_secs_f64() / 1e6,
@@ -145,11 +150,34 @@ fn own_row(log: &Log, percent: u64, failures: u64, path: &Path, peers: &Peers) {
         shown(ripgrep, LINES),
         millions(LINES, grep),
         shown(sshguard, LINES),
+        shown(fail2ban_rs, LINES),
         shown(fail2ban, LINES_OF_FAIL2BAN),
         shown(server, LINES_OF_FAIL2BAN),
         ratio(ripgrep, LINES),
+        ratio(fail2ban_rs, LINES),
         ratio(server, LINES_OF_FAIL2BAN),
     );
+}
+
+/// fail2ban-rs, trying the log with the filter that it has for this daemon; `None` where it has none, or where that counts
+/// too few of the failures to be the same job.
+fn fail2ban_rs(program: &Path, log: &Log, failures: u64, path: &Path) -> Option<Duration> {
+    let template = match log.filter {
+        "sshd" => "sshd",
+        "nginx-http-auth" => "nginx-auth",
+        _ => return None,
+    };
+    let configuration = path.with_extension("toml");
+    let jail = spent(Command::new(program).args(["gen-config", template])).output;
+    fs::write(&configuration, format!("[global]\n{jail}")).expect("room on the disk");
+    let mut counted = 0;
+    let cpu = best(|| {
+        let run = spent(Command::new(program).args(["dry-run", "-c"]).arg(&configuration).arg(path));
+        let said = run.output.lines().find_map(|line| line.trim().strip_prefix("Matches:"));
+        counted = said.and_then(|count| count.trim().parse().ok()).unwrap_or(0_u64);
+        run.cpu
+    });
+    (counted * 10 >= failures * 9).then_some(cpu)
 }
 
 /// What the filter of fail2ban's server takes; `None` where its modules are not those of [`PYTHON`].
@@ -374,6 +402,7 @@ struct Peers {
     ripgrep: Option<PathBuf>,
     fail2ban: Option<PathBuf>,
     sshguard: Option<PathBuf>,
+    fail2ban_rs: Option<PathBuf>,
 }
 
 impl Peers {
@@ -390,6 +419,7 @@ impl Peers {
             ripgrep: on_path("rg"),
             fail2ban: on_path("fail2ban-regex"),
             sshguard: parsers.into_iter().find(|program| program.is_file()),
+            fail2ban_rs: Some(xtask::setup::fail2ban_rs()).filter(|program| program.is_file()),
         }
     }
 }

@@ -125,6 +125,11 @@ impl Installer {
 
     /// Packages of log readers. sshguard's service would read this machine's logs, so it is kept from starting.
     fn peers(&self) -> Result<()> {
+        if !fail2ban_rs().exists() {
+            let mut install = Command::new("cargo");
+            install.args(["install", "fail2ban-rs@1.5.4", "--locked", "--root"]);
+            self.step(install.arg(crate::workspace().join(TOOLS)).current_dir("/"))?;
+        }
         let peers = ["ripgrep", "sshguard"].into_iter().filter(|package| !is_installed(package));
         let missing: Vec<String> = peers.map(str::to_owned).collect();
         if missing.is_empty() {
@@ -311,6 +316,11 @@ const TOOLS: &str = "target/tools";
 /// Where setup puts `cargo-fuzz`.
 pub fn cargo_fuzz() -> PathBuf {
     crate::workspace().join(TOOLS).join("bin/cargo-fuzz")
+}
+
+/// Where setup puts `fail2ban-rs`.
+pub fn fail2ban_rs() -> PathBuf {
+    crate::workspace().join(TOOLS).join("bin/fail2ban-rs")
 }
 
 /// Kept apart by LLVM version: a linker of another one reads the compiler's output wrongly or not at all.
