@@ -7,7 +7,7 @@ mod rotation;
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::net::UnixDatagram},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -17,12 +17,18 @@ use std::{
 
 use blocker::{
     engine::SourceId,
-    source::{FileSource, Options, Position},
+    policy::JournalMatches,
+    source::{FileSource, JournalSource, Options, Position, journal::JournalSpec},
+    time::Timestamp,
 };
 use rotation::{Outcome, Way, compare, line, number_in, rotate};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     time::{ClockId, clock_gettime},
+};
+use xtask::lab::{
+    journald::{self, Journald},
+    missing,
 };
 
 const LINES: u32 = 5_000_000;
@@ -33,16 +39,23 @@ const IDLE_FILES: u16 = 1_000;
 const IDLE_SPAN: Duration = Duration::from_secs(10);
 const BUSY_FILES: u16 = 100;
 const BUSY_SPAN: Duration = Duration::from_secs(10);
+const ENTRIES: u32 = 300_000;
 const ROTATIONS: u32 = 100;
 /// fail2ban is given so long for what it has not read yet.
 const FAIL2BAN_SPAN_MAX: Duration = Duration::from_secs(120);
 
 fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("--write-journal") => return write_journal(),
+        Some("--read-journal") => return read_journal(),
+        _ => {}
+    }
     let folder = tempfile::tempdir().expect("a scratch folder");
     catching_up(folder.path());
     live(folder.path());
     idle(folder.path());
     busy(folder.path());
+    journal();
     for way in [Way::Rename, Way::CopyTruncate] {
         rotated(way);
     }
@@ -247,6 +260,82 @@ fn busy(folder: &Path) {
         "{BUSY_FILES} files, {:.0} lines/s: {written} written, {read} read; {:.1} % of a core",
         f64::from(written) / BUSY_SPAN.as_secs_f64(),
         100.0 * spent.as_secs_f64() / BUSY_SPAN.as_secs_f64()
+    );
+}
+
+/// systemd's journal, written as fast as journald takes it and followed meanwhile.
+fn journal() {
+    if let Some(why) = missing().or_else(journald::missing) {
+        return println!("the journal is not measured: {why}");
+    }
+    let program = std::env::current_exe().expect("this program");
+    let program = program.to_str().expect("a plain path");
+    let mut journald = Journald::new().expect("a journal");
+    journald.start().expect("journald starts");
+    let reader = journald.command(program).arg("--read-journal").stdout(Stdio::piped()).spawn();
+    let mut reader = reader.expect("a reader");
+    let mut said = BufReader::new(reader.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+    let state = said.next().unwrap_or_default();
+    let begun = Instant::now();
+    let wrote = journald.command(program).arg("--write-journal").status().expect("a writer");
+    let took = begun.elapsed();
+    println!(
+        "the journal, {state}: {ENTRIES} entries written in {:.1} s ({:.0}/s{}); {}",
+        took.as_secs_f64(),
+        f64::from(ENTRIES) / took.as_secs_f64(),
+        if wrote.success() { "" } else { ", not all" },
+        said.next().unwrap_or_else(|| "not all read".to_owned())
+    );
+    end(&mut reader);
+}
+
+/// In the namespace of a journal: one entry after the other, as sd_journal_send(3) sends them.
+fn write_journal() {
+    let socket = UnixDatagram::unbound().expect("a socket");
+    socket.connect("/run/systemd/journal/socket").expect("journald");
+    for number in 0..ENTRIES {
+        let message = line(number);
+        let entry =
+            format!("SYSLOG_IDENTIFIER=sshd\nPRIORITY=6\nMESSAGE={}\n", &message[28..message.len() - 1]);
+        socket.send(entry.as_bytes()).expect("journald takes it");
+    }
+}
+
+/// In the namespace of a journal: follows it until all entries are there.
+fn read_journal() {
+    let spec = JournalSpec {
+        source: SourceId(0),
+        matches: JournalMatches::parse(&["_UID=0 SYSLOG_IDENTIFIER=sshd"]).expect("matches"),
+        namespace: None,
+        since: Timestamp::EPOCH,
+    };
+    let mut source = JournalSource::new(&[spec], &[]).expect("a thread");
+    let state =
+        |source: &JournalSource| source.status().first().map_or_else(String::new, |one| one.state.clone());
+    let until = Instant::now() + Duration::from_secs(90);
+    let wait = |source: &JournalSource| {
+        let mut fds = [PollFd::from_borrowed_fd(source.as_fd(), PollFlags::IN)];
+        let most = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        let _or_later = poll(&mut fds, Some(&most));
+    };
+    while !state(&source).starts_with("reading") && Instant::now() < until {
+        wait(&source);
+    }
+    println!("{}", state(&source));
+    let (mut lines, mut first, mut last) = (0, None, Instant::now());
+    while lines < ENTRIES as usize && Instant::now() < until {
+        wait(&source);
+        source.poll(&mut |_, _, block: &[u8]| {
+            first.get_or_insert_with(Instant::now);
+            last = Instant::now();
+            lines += memchr::memchr_iter(b'\n', block).count();
+        });
+    }
+    let took = first.map_or(Duration::ZERO, |first| last - first);
+    println!(
+        "{lines} read, {:.0}/s, with {:.2} s of CPU",
+        lines as f64 / took.as_secs_f64().max(1e-9),
+        cpu(ClockId::ProcessCPUTime).as_secs_f64()
     );
 }
 
