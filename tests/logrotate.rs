@@ -1,5 +1,5 @@
-//! Debian's logrotate on a log that is written at 10,000 lines a second: by rename nothing is lost, by copytruncate
-//! nothing but what was written while it copied; nothing is read twice.
+//! Debian's logrotate on a log that is written at 10,000 lines a second: by rename nothing is lost; by copytruncate
+//! what nobody had read when the file was emptied, mostly what came while it was copied; nothing is read twice.
 #![cfg(target_os = "linux")]
 
 #[path = "common/rotation.rs"]
