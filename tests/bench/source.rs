@@ -35,6 +35,7 @@ const LINES: u32 = 5_000_000;
 const ROUNDS: usize = 5;
 const BLOCK_BYTES: usize = 256 * 1024;
 const TRIALS: usize = 2_000;
+const LIVE_SPAN_MAX: Duration = Duration::from_secs(120);
 const IDLE_FILES: u16 = 1_000;
 const IDLE_SPAN: Duration = Duration::from_secs(10);
 const BUSY_FILES: u16 = 100;
@@ -154,7 +155,9 @@ fn live(folder: &Path) {
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        while times.len() < TRIALS {
+        // A line that was lost would be waited for.
+        let until = Instant::now() + LIVE_SPAN_MAX;
+        while times.len() < TRIALS && Instant::now() < until {
             wait(&source, Duration::from_secs(2));
             let mut got = 0;
             drain(&mut source, &mut |block| got += memchr::memchr_iter(b'\n', block).count());
@@ -168,16 +171,22 @@ fn live(folder: &Path) {
 
     let tail = Command::new("tail").args(["-n0", "-F"]).arg(&path).stdout(Stdio::piped()).spawn();
     let Ok(mut tail) = tail else { return println!("`tail -F` is not there") };
-    let mut lines = BufReader::new(tail.stdout.take().expect("a pipe")).lines();
+    let mut output = BufReader::new(tail.stdout.take().expect("a pipe"));
     thread::sleep(Duration::from_millis(300));
     let mut file = fs::File::options().append(true).open(&path).expect("the log");
     let mut times = Vec::new();
     for number in 0..TRIALS / 10 {
         let appended = micros();
         file.write_all(line(number as u32).as_bytes()).expect("room on the disk");
-        if lines.next().is_some() {
-            times.push(micros().saturating_sub(appended));
+        // A line that it lost would be waited for.
+        let mut fds = [PollFd::from_borrowed_fd(output.get_ref().as_fd(), PollFlags::IN)];
+        let most = Timespec { tv_sec: 2, tv_nsec: 0 };
+        if !poll(&mut fds, Some(&most)).is_ok_and(|ready| ready > 0) {
+            break;
         }
+        let mut text = String::new();
+        output.read_line(&mut text).expect("a line");
+        times.push(micros().saturating_sub(appended));
         thread::sleep(Duration::from_millis(2));
     }
     report("append to line, us: tail -F", &mut times);
