@@ -330,6 +330,8 @@ fn where_a_log_is_not_there_the_journal_is_read_until_it_is() {
     assert_eq!(agent.banned(binary()).unwrap(), [ATTACKER], "{}", agent.log());
 
     // A syslog daemon was installed: its file has what the journal has, and nothing counts twice.
+    // Somebody is in the middle of an edit, which is nobody's business until a reload is asked for.
+    fs::write(agent.config(), "[jail.").unwrap();
     fs::write(&log, "").unwrap();
     assert!(wait_for(SOON, || (!warned(&agent)).then_some(())).is_some(), "{}", agent.log());
     for count in 1..=4 {
@@ -344,4 +346,7 @@ fn where_a_log_is_not_there_the_journal_is_read_until_it_is() {
         }
     }
     until_banned(&agent, "198.51.100.8");
+    let status = agent.json(binary(), &["status"]).unwrap();
+    let paths: Vec<_> = status["sources"].as_array().unwrap().iter().map(|source| &source["path"]).collect();
+    assert_eq!(paths, [log.to_str().unwrap()], "the journal is not followed for nobody: {status:#}");
 }

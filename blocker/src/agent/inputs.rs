@@ -8,8 +8,9 @@ use std::{
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
+use tracing::{error, info};
 
-use super::{Agent, Error, now};
+use super::{Agent, Error, journal_specs, now, unlogged};
 use crate::{
     config::Config,
     engine::{Input, Reading, SourceId},
@@ -54,6 +55,25 @@ impl Agent {
             let (source, reading) = (SourceId(source), Reading::CatchingUp);
             engine.handle(now(), Input::Lines { source, block, reading });
         });
+    }
+
+    pub(super) fn arrange_journal(&mut self) {
+        if let Err(error) = self.journal.set_sources(&journal_specs(&self.config, now())) {
+            let warning = format!("the journal is not read until the next reload: {error}");
+            error!("{warning}");
+            self.warnings.push(warning);
+        }
+    }
+
+    /// Jails that read the journal since none of their logs was there read them where one is by now. The configuration
+    /// is not read again for that: nobody has said that what is in it now is finished.
+    pub(super) fn read_appeared_logs(&mut self) {
+        for appeared in unlogged::read_logs_again(&mut self.config.policy, &mut self.instead) {
+            info!("a log is there by now, and read in place of the journal. It had said: {}", appeared.note);
+            self.warnings.retain(|warning| *warning != appeared.note);
+            self.engine.set_policy(now(), self.config.policy.clone());
+            self.arrange_journal();
+        }
     }
 }
 

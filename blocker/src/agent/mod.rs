@@ -52,7 +52,7 @@ mod report;
 mod runner;
 mod unlogged;
 
-pub use unlogged::{read_journal_instead, unlogged};
+pub use unlogged::{Instead, read_journal_instead, unlogged};
 
 use inputs::{readable, socket_specs, stdin, watched};
 use keep::Keeping;
@@ -121,7 +121,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 /// The configuration with the command line over it, /// with what the host makes of it; and what the operator is to know of that.
-fn configure(options: &Options) -> Result<(Config, Vec<String>), ConfigErrors> {
+fn configure(options: &Options) -> Result<(Config, Vec<Instead>), ConfigErrors> {
     let mut config = config::load(&options.config)?;
     if let Some(backend) = options.backend {
         config.enforce.backend = backend;
@@ -136,8 +136,8 @@ fn configure(options: &Options) -> Result<(Config, Vec<String>), ConfigErrors> {
     for warning in &protected.warnings {
         warn!("{warning}");
     }
-    let notes = read_journal_instead(&mut config.policy);
-    Ok((config, notes))
+    let instead = read_journal_instead(&mut config.policy);
+    Ok((config, instead))
 }
 
 fn utc_offset_secs() -> i32 {
@@ -167,6 +167,8 @@ struct Agent {
     /// What is not as it should be, by the part it concerns; shown by `status` until it is mended.
     degraded: Degraded,
     warnings: Vec<String>,
+    /// Jails whose logs are waited for.
+    instead: Vec<Instead>,
     keeping: Keeping,
     /// Whether a sync runs on another thread, whether there is more to sync since, and where its outcome is sent.
     syncing: bool,
@@ -187,7 +189,7 @@ struct Degraded {
 
 impl Agent {
     fn start(options: &Options) -> Result<Self, Error> {
-        let (config, notes) = configure(options).map_err(Error::Config)?;
+        let (config, instead) = configure(options).map_err(Error::Config)?;
         let (mut store, mut stored) = Store::open(&config.state_dir).map_err(Error::Store)?;
         migration::take_over(&config, &mut store, &mut stored, now());
         let backend::Chosen { enforcer, why } = backend::choose(&config).map_err(Error::Enforce)?;
@@ -210,7 +212,11 @@ impl Agent {
         sockets.set_sources(&socket_specs(&config), config.policy.limits.sockets);
         let stdin = options.stdin.then(|| stdin(&config)).transpose()?;
         let warnings = config.warnings.iter().map(ToString::to_string);
-        let warnings = warnings.chain(notes).chain(stored.notes).chain(stored.read.refused).collect();
+        let warnings = warnings
+            .chain(instead.iter().map(|one| one.note.clone()))
+            .chain(stored.notes)
+            .chain(stored.read.refused)
+            .collect();
         let mut policy = config.policy.clone();
         // The standard library's hash maps are seeded from the system's random numbers.
         policy.seed = RandomState::new().hash_one(0);
@@ -252,6 +258,7 @@ impl Agent {
             started: Instant::now(),
             degraded: Degraded::default(),
             warnings,
+            instead,
             keeping: Keeping::default(),
             config,
         })
@@ -401,7 +408,7 @@ impl Agent {
 
     /// Reads the configuration again. Any error in it leaves everything as it was.
     fn reload(&mut self) -> Result<Value, CallError> {
-        let (config, notes) = configure(&self.options).map_err(|errors| {
+        let (config, instead) = configure(&self.options).map_err(|errors| {
             error!("reload refused, nothing changed:\n{errors}");
             CallError::refused(&format!("the configuration is refused and nothing changed:\n{errors}"))
         })?;
@@ -417,7 +424,9 @@ impl Agent {
         {
             restart.push("[enforce]");
         }
+        let notes = instead.iter().map(|one| one.note.clone());
         self.warnings = config.warnings.iter().map(ToString::to_string).chain(notes).collect();
+        self.instead = instead;
         if let Some(path) = config.former_bans.as_ref().filter(|path| path.exists())
             && self.config.former_bans != config.former_bans
         {
@@ -438,11 +447,7 @@ impl Agent {
             date_of: &|line| date_of(config, line, instant),
         };
         self.files.set_files(&file_specs(config), Some(&first));
-        if let Err(error) = self.journal.set_sources(&journal_specs(config, instant)) {
-            let warning = format!("the journal is not read until the next reload: {error}");
-            error!("{warning}");
-            self.warnings.push(warning);
-        }
+        self.arrange_journal();
         let limits = self.config.policy.limits.sockets;
         self.sockets.set_sources(&socket_specs(&self.config), limits);
         let troubles = self.sockets.troubles();
@@ -460,11 +465,7 @@ impl Agent {
     fn keep_house(&mut self) {
         self.keep_if_read();
         self.sockets.open_missing();
-        if unlogged::has_appeared(&self.config.policy) {
-            info!("a log is there that was not; the configuration is read again");
-            // Refused or not, it was said.
-            let _said = self.reload();
-        }
+        self.read_appeared_logs();
         let found = protected::discover().prefixes;
         if found != self.config.policy.protected {
             info!("protected addresses changed: {} now", found.len());
@@ -514,6 +515,8 @@ fn journal_specs(config: &Config, now: Timestamp) -> Vec<journal::JournalSpec> {
         .filter_map(|(index, spec)| match spec {
             SourceSpec::Journal { matches, namespace } => {
                 let source = SourceId(u16::try_from(index).ok()?);
+                // A jail's that reads its logs again is nobody's.
+                config.policy.jails.iter().find(|jail| jail.sources.contains(&source))?;
                 let since = since(config, source, now);
                 Some(journal::JournalSpec {
                     source,

@@ -1,7 +1,10 @@
 //! Jails whose logs are not there: where their daemon's entries are in the journal, that is read; else nothing fails, and
 //! nobody is banned either. The operator is to know of both.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     engine::SourceId,
@@ -10,10 +13,20 @@ use crate::{
     source::{file, journal},
 };
 
+/// A jail that reads the journal in place of its logs.
+#[derive(Clone, Debug)]
+pub struct Instead {
+    jail: Arc<str>,
+    /// What it reads once one of its logs is there.
+    logs: Vec<SourceId>,
+    /// What the operator is to know.
+    pub note: String,
+}
+
 /// Has the jails read the journal of whose logs none is there, if their filters name entries of it and it has some.
-/// Jails of fail2ban's say themselves where they read. Says so of each.
-pub fn read_journal_instead(policy: &mut Policy) -> Vec<String> {
-    let mut notes = Vec::new();
+/// Jails of fail2ban's say themselves where they read. What it did, for each.
+pub fn read_journal_instead(policy: &mut Policy) -> Vec<Instead> {
+    let mut all = Vec::new();
     for index in 0..policy.jails.len() {
         let Some(jail) = policy.jails.get(index) else { break };
         let absent = absent(policy, jail);
@@ -27,11 +40,11 @@ pub fn read_journal_instead(policy: &mut Policy) -> Vec<String> {
         if !journal::has(&matches) {
             continue;
         }
-        notes.push(format!(
+        let note = format!(
             "[{}] none of its logs is there: {}. The journal is read until they are: {matches}",
             jail.name,
             listed(&absent)
-        ));
+        );
         let spec = SourceSpec::Journal { matches, namespace: None };
         let known = policy.sources.iter().position(|known| *known == spec);
         let source = known.unwrap_or(policy.sources.len());
@@ -40,19 +53,24 @@ pub fn read_journal_instead(policy: &mut Policy) -> Vec<String> {
             policy.sources.push(spec);
         }
         if let Some(jail) = policy.jails.get_mut(index) {
-            jail.sources = vec![SourceId(source)];
+            let logs = std::mem::replace(&mut jail.sources, vec![SourceId(source)]);
+            all.push(Instead { jail: Arc::clone(&jail.name), logs, note });
         }
     }
-    notes
+    all
 }
 
-/// Whether a log is there that no jail reads, since it was not there when the configuration was read.
-pub(super) fn has_appeared(policy: &Policy) -> bool {
-    let is_read = |index: usize| {
-        policy.jails.iter().any(|jail| jail.sources.iter().any(|id| usize::from(id.0) == index))
-    };
-    let specs = policy.sources.iter().enumerate();
-    specs.filter(|(index, _)| !is_read(*index)).filter_map(|(_, spec)| path_of(spec)).any(file::is_there)
+/// Has the jails read their logs again of which one is there by now; returns those, which are no longer among `all`.
+pub(super) fn read_logs_again(policy: &mut Policy, all: &mut Vec<Instead>) -> Vec<Instead> {
+    let specs = &policy.sources;
+    let is_there = |id: &SourceId| specs.get(usize::from(id.0)).and_then(path_of).is_some_and(file::is_there);
+    let appeared: Vec<Instead> = all.extract_if(.., |instead| instead.logs.iter().any(is_there)).collect();
+    for instead in &appeared {
+        if let Some(jail) = policy.jails.iter_mut().find(|jail| jail.name == instead.jail) {
+            jail.sources.clone_from(&instead.logs);
+        }
+    }
+    appeared
 }
 
 /// Says so, and what to do, of a jail that reads files of which none is there.

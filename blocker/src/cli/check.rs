@@ -29,8 +29,12 @@ pub(super) fn check(path: &Path, as_json: bool) -> ExitCode {
     let doubts = doubts::of(&config);
     let instead = read_journal_instead(&mut config.policy);
     let unlogged = config.policy.jails.iter().filter_map(|jail| unlogged(&config.policy, jail));
-    let unlogged: Vec<String> =
-        instead.into_iter().chain(unlogged).map(|warning| format!("warning: {warning}")).collect();
+    let unlogged: Vec<String> = instead
+        .into_iter()
+        .map(|one| one.note)
+        .chain(unlogged)
+        .map(|warning| format!("warning: {warning}"))
+        .collect();
     if as_json {
         let warnings = config.warnings.iter().map(ToString::to_string);
         let warnings: Vec<String> = unlogged.into_iter().chain(warnings).chain(doubts).collect();
