@@ -41,12 +41,16 @@ impl PrefixSet {
 
     /// The first entry that lies inside `prefix`, itself included.
     pub fn inside(&self, prefix: Prefix) -> Option<Prefix> {
+        self.all_inside(prefix).next()
+    }
+
+    /// Every entry that lies inside `prefix`, itself included, in order.
+    pub fn all_inside(&self, prefix: Prefix) -> impl Iterator<Item = Prefix> {
         // In order of address then length: what lies inside starts at the prefix's own address.
-        self.prefixes
-            .range(prefix..)
-            .take_while(|entry| prefix.contains(entry.address()))
-            .find(|entry| prefix.covers(**entry))
-            .copied()
+        let from_here = self.prefixes.range(prefix..).copied();
+        from_here
+            .take_while(move |entry| prefix.contains(entry.address()))
+            .filter(move |entry| prefix.covers(*entry))
     }
 
     /// Some entry that shares an address with `prefix`.

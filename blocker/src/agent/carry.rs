@@ -37,6 +37,8 @@ impl Agent {
         let nothing = records.is_empty() && offences.is_empty();
         let recorded = if nothing { Ok(()) } else { self.record(&records, &offences) };
         let enforced = if changes.is_empty() { Ok(()) } else { self.enforce(&changes) };
+        // On another thread, and what it makes of them is waited for by nobody.
+        self.closing.banned(&changes);
         // Only now: no command comes before the kernel.
         acts.iter().for_each(|act| self.runner.act(act));
         let recorded = match (nothing, replies.is_empty()) {
@@ -116,6 +118,7 @@ impl Agent {
     /// Makes the kernel hold what the ledger says, by reading back what it holds and applying the difference.
     pub(super) fn reconcile(&mut self) {
         let instant = now();
+        let mut lacked = false;
         let outcome = self.enforcer.entries(instant).and_then(|entries| {
             let actual: Vec<_> = entries.iter().map(|entry| (entry.prefix, entry.until)).collect();
             let mut changes = diff_allowed(&self.engine.allowed(), &self.enforcer.allowed()?);
@@ -123,8 +126,13 @@ impl Agent {
             if !changes.is_empty() {
                 info!("kernel held {} bans, {} changes to match the ledger", actual.len(), changes.len());
             }
+            lacked = changes.iter().any(|change| matches!(change, Change::Ban(_)));
             self.enforcer.apply(&changes, instant)
         });
+        if lacked {
+            // While the kernel lacked them, anybody could connect.
+            self.closing.look_at_all();
+        }
         match outcome {
             Ok(()) => {
                 if self.degraded.enforcer.take().is_some() {

@@ -41,6 +41,7 @@ use crate::{
 mod backend;
 mod carry;
 mod child;
+mod closing;
 mod environment;
 mod inputs;
 mod keep;
@@ -54,6 +55,7 @@ mod unlogged;
 
 pub use unlogged::{Instead, read_journal_instead, unlogged};
 
+use closing::Closing;
 use inputs::{readable, socket_specs, stdin, watched};
 use keep::Keeping;
 use note::shown;
@@ -178,6 +180,9 @@ struct Agent {
     /// Runs commands, and where ignorecommands' answers come from.
     runner: Runner,
     answers: Option<mpsc::UnboundedReceiver<Answer>>,
+    /// Closes connections, and where it says what came of it.
+    closing: Closing,
+    closed: Option<mpsc::UnboundedReceiver<closing::Done>>,
 }
 
 /// What is wrong right now.
@@ -237,6 +242,7 @@ impl Agent {
         let (answered, answers) = mpsc::unbounded_channel();
         // At most one outcome is under way.
         let (synced, sync_outcomes) = mpsc::unbounded_channel();
+        let (closed, closed_outcomes) = mpsc::unbounded_channel();
         Ok(Self {
             syncing: false,
             sync_again: false,
@@ -244,6 +250,8 @@ impl Agent {
             sync_outcomes: Some(sync_outcomes),
             runner: Runner::new(answered),
             answers: Some(answers),
+            closing: Closing::new(config.enforce.close_connections, closed),
+            closed: Some(closed_outcomes),
             options: options.clone(),
             sockets,
             stdin,
@@ -277,6 +285,7 @@ impl Agent {
         let mut hangup = signal(SignalKind::hangup()).map_err(start("watch for SIGHUP"))?;
         let Some(mut sync_outcomes) = self.sync_outcomes.take() else { return Ok(()) };
         let Some(mut answers) = self.answers.take() else { return Ok(()) };
+        let Some(mut closed) = self.closed.take() else { return Ok(()) };
         let files_ready = watched(self.files.as_fd()).map_err(start("watch log files"))?;
         let journal_ready = watched(self.journal.as_fd()).map_err(start("watch the journal"))?;
         let sockets_ready = watched(self.sockets.as_fd()).map_err(start("watch sockets"))?;
@@ -301,8 +310,9 @@ impl Agent {
         self.keep_if_read();
         memory::give_back();
         loop {
-            let wake_at = [Some(repair_at), Some(keep_house_at), files_at, self.engine_at(), self.keep_at()];
-            let wake_at = wake_at.into_iter().flatten().min().unwrap_or(repair_at);
+            let mine = [self.engine_at(), self.keep_at(), self.closing.at()];
+            let wake_at = [Some(repair_at), Some(keep_house_at), files_at].into_iter().chain(mine);
+            let wake_at = wake_at.flatten().min().unwrap_or(repair_at);
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
@@ -316,6 +326,7 @@ impl Agent {
                 Some((id, ignore)) = answers.recv() => {
                     self.engine.handle(now(), Input::Answer { id, ignore });
                 }
+                Some(done) = closed.recv() => self.connections_closed(done),
                 _ = hangup.recv() => {
                     let _said = self.reload();
                 }
@@ -336,6 +347,7 @@ impl Agent {
                 }
             }
             self.drain();
+            self.close_connections();
             self.keep_in_time();
         }
         self.engine.handle(now(), Input::Stop);
@@ -373,6 +385,9 @@ impl Agent {
         }
         if !xdp::is_built_in() {
             warn!("{}", backend::XDP_NOT_BUILT_IN);
+        }
+        if self.config.enforce.close_connections && !self.closing.kept.is_empty() {
+            warn!("connections of banned sources stay open: {}", self.closing.kept);
         }
         for warning in &self.warnings {
             warn!("{warning}");

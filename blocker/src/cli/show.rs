@@ -67,6 +67,7 @@ fn status(status: &Status) -> String {
         format!("{} of at most {}, {} did not fit", status.bans, status.bans_max, status.bans_refused),
     );
     line("dropped", format!("{} packets, {} bytes", status.packets, status.bytes));
+    line("closed", connections(status));
     line(
         "tracked",
         format!(
@@ -117,6 +118,23 @@ fn status(status: &Status) -> String {
         ]);
     }
     format!("{text}\n{jails}\n{asks}\n{sources}\n")
+}
+
+/// What became of the connections of banned sources.
+fn connections(status: &Status) -> String {
+    if !status.connections_kept.is_empty() {
+        return format!("no connections of banned sources: {}", clean(&status.connections_kept));
+    }
+    let mut text = format!("{} connections of banned sources", status.connections_closed);
+    for (count, what) in [
+        (status.connections_left, "could not be closed"),
+        (status.connections_cut_short, "times there were too many to look at"),
+    ] {
+        if count > 0 {
+            let _infallible = write!(text, ", {count} {what}");
+        }
+    }
+    text
 }
 
 /// What jails came to that observe, ask before they ban, or have actions: a line each, none for others.

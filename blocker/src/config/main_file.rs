@@ -68,7 +68,7 @@ const KEYS: &[&str] = &[
     "action",
     "jail",
 ];
-const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir"];
+const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir", "close_connections"];
 const LIMITS_KEYS: &[&str] = &[
     "max_tracked",
     "max_offenders",
@@ -102,6 +102,7 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
             backend: Backend::Auto,
             interfaces: Interfaces::Auto,
             pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
+            close_connections: true,
         },
         socket: PathBuf::from("/run/blocker/blocker.sock"),
         state_dir: PathBuf::from("/var/lib/blocker"),
@@ -187,6 +188,9 @@ fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
         config.policy.limits.bans_max = usize::try_from(bans).unwrap_or(usize::MAX);
     }
     path_into(reader, table, "pin_dir", &mut config.enforce.pin_dir);
+    if let Some((close, _)) = reader.boolean(table, "close_connections") {
+        config.enforce.close_connections = close;
+    }
 }
 
 /// `[limits]`; the bound on bans is the kernel tables' size and stands in `[enforce]`.

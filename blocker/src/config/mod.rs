@@ -57,6 +57,8 @@ pub struct EnforceConfig {
     pub interfaces: Interfaces,
     /// Where links and maps are pinned; default `/sys/fs/bpf/blocker`.
     pub pin_dir: PathBuf,
+    /// Whether the connections of whoever is banned are closed; default yes.
+    pub close_connections: bool,
 }
 
 /// Which kernel half drops packets.

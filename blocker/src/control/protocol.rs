@@ -234,6 +234,18 @@ pub struct Status {
     pub packets: u64,
     /// Bytes dropped in all.
     pub bytes: u64,
+    /// Connections of banned sources that were closed.
+    #[serde(default)]
+    pub connections_closed: u64,
+    /// Those of them that the kernel would not close.
+    #[serde(default)]
+    pub connections_left: u64,
+    /// How often there were more connections than time or room to look at them.
+    #[serde(default)]
+    pub connections_cut_short: u64,
+    /// Why connections of banned sources are left alone; empty where they are closed.
+    #[serde(default)]
+    pub connections_kept: String,
     /// Allowlisted and protected prefixes.
     pub allowed: Vec<Prefix>,
     /// Those of them that operators put there.

@@ -12,7 +12,9 @@ use crate::{
 };
 
 pub mod memory;
+mod netlink;
 pub mod nft;
+pub mod sockets;
 pub mod xdp;
 
 /// Something that drops packets by source address.

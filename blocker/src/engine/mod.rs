@@ -22,6 +22,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -356,6 +357,18 @@ impl Engine {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// What the kernel passes of a banned prefix: the allowlisted and protected prefixes that share an address with it.
+    pub fn spared(&self, prefix: Prefix) -> impl Iterator<Item = Prefix> {
+        let sets = [&self.allow, &self.protected].into_iter();
+        sets.flat_map(move |set| set.covering(prefix).into_iter().chain(set.all_inside(prefix)))
+    }
+
+    /// Whether there is a ban for this address, which is not on the allowlist.
+    pub fn is_banned(&self, address: IpAddr) -> bool {
+        let host = Prefix::host(address);
+        self.ledger.covering(host).is_some() && self.spared(host).next().is_none()
     }
 
     /// Everything the store should hold, to be written over whatever it holds.

@@ -38,6 +38,7 @@ pub struct Agent<'a> {
     pins: PathBuf,
     backend: Backend,
     top: String,
+    enforce: String,
     jails: String,
     journald: Option<&'a Journald>,
     process: Option<Process>,
@@ -55,6 +56,7 @@ impl<'a> Agent<'a> {
             pins,
             backend,
             top: String::new(),
+            enforce: String::new(),
             jails: String::new(),
             journald: None,
             process: None,
@@ -85,6 +87,12 @@ impl<'a> Agent<'a> {
         self.top.push('\n');
     }
 
+    /// Adds settings to `[enforce]`.
+    pub fn enforce(&mut self, toml: &str) {
+        self.enforce.push_str(toml);
+        self.enforce.push('\n');
+    }
+
     /// Adds tables as they are.
     pub fn tables(&mut self, toml: &str) {
         self.jails.push_str(toml);
@@ -112,12 +120,13 @@ impl<'a> Agent<'a> {
     /// When it cannot be written.
     pub fn write_config(&self) -> Result<()> {
         let text = format!(
-            "{}socket = \"{}\"\nstate_dir = \"{}\"\n[enforce]\nbackend = \"{}\"\ninterfaces = [\"eth0\"]\npin_dir = \"{}\"\n{}",
+            "{}socket = \"{}\"\nstate_dir = \"{}\"\n[enforce]\nbackend = \"{}\"\ninterfaces = [\"eth0\"]\npin_dir = \"{}\"\n{}{}",
             self.top,
             self.socket().display(),
             self.folder.join("state").display(),
             self.backend,
             self.pins.display(),
+            self.enforce,
             self.jails
         );
         fs::write(self.config(), text).context("write the agent's configuration")
@@ -203,6 +212,15 @@ impl<'a> Agent<'a> {
         if let Some(mut process) = self.process.take() {
             let _status = process.stop(Duration::from_secs(5));
         }
+    }
+
+    /// Removes everything that an agent left in the kernel, as a restart of the machine does.
+    ///
+    /// # Errors
+    /// When nft refuses.
+    pub fn forget_kernel(&self) -> Result<()> {
+        remove_pins(&self.pins);
+        self.host.run("nft", &["flush", "ruleset"]).map(drop)
     }
 
     /// The process id, while it runs.
