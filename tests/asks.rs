@@ -292,7 +292,7 @@ fn an_observing_jail_or_filter_counts_and_bans_nobody() {
     assert_eq!((counters.failures, counters.would_ban, counters.already_banned, counters.bans), (2, 1, 5, 0));
     life.later(100);
     assert_eq!(would(&life.fail(2)), 1);
-    assert_eq!((life.engine.bans(), life.counters(1).failures, life.engine.offences().len()), (0, 0, 0));
+    assert_eq!((life.engine.bans(), life.counters(1).failures, life.engine.offences().count()), (0, 0, 0));
     // Of two filters in a jail only the one that cannot be spoofed adds up to a ban.
     let filters = vec![Arc::clone(&FILTER), Arc::clone(&SPOOFABLE)];
     let mut life = Life::new(vec![Jail { filters, ..jail() }]);
@@ -415,7 +415,7 @@ fn actions_run_after_the_kernel_and_restored_bans_only_where_asked() {
         place(|command| matches!(command, Command::Enforce(_)))
             < place(|command| matches!(command, Command::Act(_)))
     );
-    let kept = Kept { bans: life.engine.desired(), ..Kept::default() };
+    let kept = Kept { bans: life.engine.desired().iter().cloned().collect(), ..Kept::default() };
     assert_eq!(acts(&life.input(Input::Stop)), ["app plain stop", "app again stop"]);
     assert_eq!(acts(&life.later(100)), ["app plain unban 203.0.113.9", "app again unban 203.0.113.9"]);
     let (mut life, commands) = Life::kept(jails(), kept);

@@ -12,7 +12,7 @@ use blocker::{
         Response, SourceId, diff,
     },
     filter::{Dialect, Filter, FilterSpec, Pattern, Place},
-    ledger::{OffenceChange, Origin},
+    ledger::{Ban, OffenceChange, Origin},
     net::Prefix,
     policy::{
         ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Limits, Policy, SourceSpec,
@@ -242,7 +242,7 @@ fn a_restart_keeps_stored_bans_but_not_what_is_over_or_allowed_now() {
         fail(&mut before, 0, address, 3);
     }
     fail(&mut before, 50, "203.0.113.3", 3);
-    let stored = before.snapshot().bans;
+    let stored = before.desired().iter().cloned().collect();
     let mut after =
         Engine::new(at(120), policy(&["203.0.113.2"], &[]), Kept { bans: stored, ..Kept::default() });
     assert_eq!(after.desired().iter().map(|ban| ban.prefix.to_string()).collect::<Vec<_>>(), ["203.0.113.3"]);
@@ -280,6 +280,70 @@ fn a_full_table_gives_up_the_automatic_ban_soonest_over() {
     assert!(!engine.desired().iter().any(|ban| ban.prefix == prefix("203.0.113.1")));
 }
 
+/// `bans` of one jail that end together, with room for `bans_max`.
+fn with_many(bans: u32, bans_max: usize) -> Engine {
+    let ban = |n: u32| Ban {
+        prefix: Prefix::host(std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).into()),
+        origin: Origin::Jail("sshd".into()),
+        since: at(0),
+        until: Until::At(at(100)),
+        failures: 3,
+        count: 1,
+        reason: String::new(),
+    };
+    let kept = Kept { bans: (0..bans).map(ban).collect(), ..Kept::default() };
+    let mut policy = policy(&[], &[]);
+    policy.limits.bans_max = bans_max;
+    Engine::new(at(1), policy, kept)
+}
+
+#[test]
+fn bans_that_end_together_are_closed_in_turns_and_count_as_none_meanwhile() {
+    let mut engine = with_many(2_500, 3_000);
+    drain(&mut engine);
+    assert_eq!(engine.next_timeout(), Some(at(100)));
+    for left in [1_500, 500, 0] {
+        engine.handle(at(100), Input::Tick);
+        let commands = drain(&mut engine);
+        assert!(
+            commands.iter().filter(|c| matches!(c, Command::Enforce(Change::Unban { .. }))).count() <= 1_000
+        );
+        assert_eq!(engine.bans(), left);
+        // The next turn is due at once.
+        assert!(left == 0 || engine.next_timeout() == Some(at(100)));
+        if left == 500 {
+            assert_eq!(banned(&fail(&mut engine, 101, "11.0.9.195", 3)), ["11.0.9.195"], "the last but one");
+            engine.handle(
+                at(102),
+                Input::Operator {
+                    id: RequestId(1),
+                    request: Request::Unban { prefix: prefix("11.0.9.195") },
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn a_restart_with_a_lower_bound_forgets_for_good_what_gave_way() {
+    let mut engine = with_many(12, 8);
+    let commands = drain(&mut engine);
+    let recorded = commands.iter().filter(|c| matches!(c, Command::Record(Change::Unban { .. }))).count();
+    let told = commands.iter().filter(|c| matches!(c, Command::Note(Event::GaveWay { .. }))).count();
+    assert_eq!((engine.bans(), engine.snapshot().gave_way, recorded, told), (8, 4, 4, 4));
+}
+
+#[test]
+fn lifting_all_bans_is_one_event_however_many_they_are() {
+    let mut engine = with_many(2_000, 3_000);
+    drain(&mut engine);
+    let (response, commands) = ask(&mut engine, Request::Flush);
+    assert_eq!(response, Response::Flushed { bans: 2_000 });
+    assert!(commands.contains(&Command::Note(Event::Flushed { bans: 2_000 })));
+    assert!(commands.len() < 10, "{commands:?}");
+    assert_eq!((engine.bans(), engine.snapshot().bans.len()), (0, 0));
+}
+
 #[test]
 fn the_difference_between_ledger_and_kernel_ignores_a_second() {
     let mut engine = engine(&[], &[]);
@@ -291,7 +355,7 @@ fn the_difference_between_ledger_and_kernel_ignores_a_second() {
         (prefix("203.0.113.2"), Until::At(at(105))),
         (prefix("203.0.113.77"), Until::Forever),
     ];
-    let changes = diff(&engine.desired(), &held);
+    let changes = diff(engine.desired(), held.into());
     let shown: Vec<String> = changes
         .iter()
         .map(|change| match change {
@@ -428,10 +492,10 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 let counted = engine.counted();
                 let pages = counted.all_pages().filter_map(|page| counted.page(page)).collect();
                 let kept = Kept {
-                    bans: engine.desired(),
+                    bans: engine.desired().iter().cloned().collect(),
                     allow: engine.operator_allow(),
-                    offences: engine.offences(),
-                    recent: engine.desired(),
+                    offences: engine.offences().collect(),
+                    recent: engine.desired().iter().cloned().collect(),
                     served: Vec::new(),
                     counted: Some((engine.counted().head(), pages)),
                 };
@@ -473,7 +537,7 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 assert_ne!(ban.origin, Origin::Jail("watches".into()), "an observing jail banned");
             }
         }
-        let held = engine.offences().into_iter().map(|known| ((known.prefix, known.jail), known.bans));
+        let held = engine.offences().map(|known| ((known.prefix, known.jail), known.bans));
         assert_eq!(offences, held.collect(), "store and engine remember different offences after {step:?}");
         assert!(offences.len() <= 16);
         // C2: after every step, nothing the kernel holds lies in the allowlist or covers a protected address.
@@ -489,15 +553,15 @@ fn live(steps: &[Step]) -> Vec<Command> {
             }
         }
         let ledger: BTreeMap<Prefix, Until> =
-            engine.desired().into_iter().map(|ban| (ban.prefix, ban.until)).collect();
+            engine.desired().iter().map(|ban| (ban.prefix, ban.until)).collect();
         assert_eq!(kernel, ledger, "kernel and ledger part after {step:?}");
         assert!(engine.bans() <= 8 && engine.snapshot().tracked <= 16);
         all.extend(commands);
     }
     let recorded = replay::ledger_after(&all, usize::MAX);
     assert_eq!(
-        recorded.iter().cloned().collect::<Vec<_>>(),
-        engine.desired(),
+        recorded.iter().collect::<Vec<_>>(),
+        engine.desired().iter().collect::<Vec<_>>(),
         "the store would forget or invent"
     );
     all

@@ -65,7 +65,7 @@ fn what_was_recorded_is_read_back() {
         [(Timestamp::from_secs(1), Change::Unban { prefix: ban(1).prefix })]
     );
     record(&mut store, &[Change::Flush, Change::Disallow { prefix }]);
-    store.rewrite(&[Change::Ban(ban(9))], Vec::new(), &[], &engine.counted()).unwrap();
+    store.rewrite([Change::Ban(ban(9))], Vec::new(), &[], &engine.counted()).unwrap();
     drop(store);
     let (_, stored) = reopen(folder.path());
     assert_eq!((stored.bans, stored.allow), (vec![ban(9)], vec![]));
@@ -279,7 +279,7 @@ fn offences_are_read_back_and_rewritten() {
     let (mut store, stored) = open();
     assert_eq!(stored.offences, [again, c.clone()]);
     let engine = Engine::new(Timestamp::EPOCH, Policy::default(), Kept::default());
-    store.rewrite(&[], vec![b.clone()], &[], &engine.counted()).unwrap();
+    store.rewrite([], vec![b.clone()], &[], &engine.counted()).unwrap();
     drop(store);
     let (mut store, stored) = open();
     assert_eq!(stored.offences, [b]);

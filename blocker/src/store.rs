@@ -285,8 +285,8 @@ impl Store {
     /// When the disk refuses still.
     pub fn rewrite(
         &mut self,
-        changes: &[Change],
-        offences: Vec<Offence>,
+        changes: impl IntoIterator<Item = Change>,
+        offences: impl IntoIterator<Item = Offence>,
         positions: &[(String, String)],
         counted: &Counted<'_>,
     ) -> Result<(), StoreError> {
@@ -294,7 +294,7 @@ impl Store {
         let mut written = Written::unknown();
         self.transaction("rewrite", |transaction| {
             transaction.execute_batch("DELETE FROM ban; DELETE FROM allow; DELETE FROM offence;")?;
-            changes.iter().try_for_each(|change| apply(transaction, change))?;
+            changes.into_iter().try_for_each(|change| apply(transaction, &change))?;
             for offence in offences {
                 remember(transaction, &OffenceChange::Set(offence))?;
             }

@@ -12,7 +12,7 @@ use super::{Agent, note::note, now};
 use crate::{
     control::protocol::CallError,
     enforce::Health,
-    engine::{Change, Command, Input, Response, diff, diff_allowed},
+    engine::{Change, Command, Input, Response},
     ledger::OffenceChange,
     store::StoreError,
 };
@@ -115,47 +115,16 @@ impl Agent {
         })
     }
 
-    /// Makes the kernel hold what the ledger says, by reading back what it holds and applying the difference.
-    pub(super) fn reconcile(&mut self) {
-        let instant = now();
-        let mut lacked = false;
-        let outcome = self.enforcer.entries(instant).and_then(|entries| {
-            let actual: Vec<_> = entries.iter().map(|entry| (entry.prefix, entry.until)).collect();
-            let mut changes = diff_allowed(&self.engine.allowed(), &self.enforcer.allowed()?);
-            changes.extend(diff(&self.engine.desired(), &actual));
-            if !changes.is_empty() {
-                info!("kernel held {} bans, {} changes to match the ledger", actual.len(), changes.len());
-            }
-            lacked = changes.iter().any(|change| matches!(change, Change::Ban(_)));
-            self.enforcer.apply(&changes, instant)
-        });
-        if lacked {
-            // While the kernel lacked them, anybody could connect.
-            self.closing.look_at_all();
-        }
-        match outcome {
-            Ok(()) => {
-                if self.degraded.enforcer.take().is_some() {
-                    info!("the kernel holds the ledger's bans again");
-                }
-            }
-            Err(error) => {
-                if self.degraded.enforcer.is_none() {
-                    error!("the kernel does not hold what the ledger says: {error}");
-                }
-                self.degraded.enforcer = Some(error.to_string());
-            }
-        }
-    }
-
     pub(super) fn repair(&mut self) {
         match self.enforcer.repair() {
             Ok(Health::Sound) if self.degraded.enforcer.is_none() => {}
             Ok(health) => {
                 if health == Health::Repaired {
                     warn!("enforcement had been removed from the kernel by another program and is back");
+                    self.reconcile();
+                } else {
+                    self.reconcile_again();
                 }
-                self.reconcile();
             }
             Err(error) => {
                 if self.degraded.enforcer.is_none() {
@@ -164,10 +133,10 @@ impl Agent {
                 self.degraded.enforcer = Some(error.to_string());
             }
         }
-        if self.degraded.store.is_some() {
-            let ledger = self.engine.ledger_changes();
-            let (offences, positions, start) = (self.engine.offences(), self.positions(), Instant::now());
-            let outcome = self.store.rewrite(&ledger, offences, &positions, &self.engine.counted());
+        if self.degraded.store.is_some() && !self.keeping.is_too_soon() {
+            let (ledger, offences) = (self.engine.ledger_changes(), self.engine.offences());
+            let (positions, start) = (self.positions(), Instant::now());
+            let outcome = self.store.rewrite(ledger, offences, &positions, &self.engine.counted());
             let rewritten = outcome.is_ok();
             self.kept(start, outcome);
             if rewritten && self.store.sync().is_ok() {

@@ -63,6 +63,8 @@ impl Positions {
 pub(super) struct Keeping {
     due: Option<Instant>,
     every: Duration,
+    /// Before this, a disk that refused is not tried again.
+    again_at: Option<Instant>,
     /// Lines were read since the last commit, failures or not.
     pub(super) read: bool,
     refused: bool,
@@ -71,7 +73,14 @@ pub(super) struct Keeping {
 impl Default for Keeping {
     /// What is read from now on begins where the sources stand now, which is not kept yet.
     fn default() -> Self {
-        Self { due: None, every: KEEP_EVERY, read: true, refused: false }
+        Self { due: None, every: KEEP_EVERY, again_at: None, read: true, refused: false }
+    }
+}
+
+impl Keeping {
+    /// Whether the whole ledger was just tried, in vain. Of a million bans a try takes seconds.
+    pub(super) fn is_too_soon(&self) -> bool {
+        self.again_at.is_some_and(|at| Instant::now() < at)
     }
 }
 
@@ -120,6 +129,7 @@ impl Agent {
     pub(super) fn kept(&mut self, start: Instant, outcome: Result<(), StoreError>) {
         self.keeping.due = None;
         self.keeping.every = (start.elapsed() * SHARE).clamp(KEEP_EVERY, KEEP_EVERY_MAX);
+        self.keeping.again_at = None;
         match outcome {
             Ok(()) => {
                 self.engine.kept();
@@ -131,6 +141,7 @@ impl Agent {
             Err(error) => {
                 // The next commit has it all; until then a restart reads from the last one.
                 self.keeping.every = KEEP_EVERY_MAX;
+                self.keeping.again_at = Some(Instant::now() + start.elapsed() * SHARE);
                 if !std::mem::replace(&mut self.keeping.refused, true) {
                     warn!("read positions are not kept: {error}");
                 }

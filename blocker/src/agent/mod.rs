@@ -49,6 +49,7 @@ mod memory;
 mod migration;
 mod note;
 mod protected;
+mod reconcile;
 mod report;
 mod runner;
 mod unlogged;
@@ -59,6 +60,7 @@ use closing::Closing;
 use inputs::{readable, socket_specs, stdin, watched};
 use keep::Keeping;
 use note::shown;
+use reconcile::Upkeep;
 use runner::{Answer, Runner};
 
 /// How often the kernel half is checked and repaired, and what failed is tried again.
@@ -172,6 +174,7 @@ struct Agent {
     /// Jails whose logs are waited for.
     instead: Vec<Instead>,
     keeping: Keeping,
+    upkeep: Upkeep,
     /// Whether a sync runs on another thread, whether there is more to sync since, and where its outcome is sent.
     syncing: bool,
     sync_again: bool,
@@ -268,6 +271,7 @@ impl Agent {
             warnings,
             instead,
             keeping: Keeping::default(),
+            upkeep: Upkeep::default(),
             config,
         })
     }
@@ -295,13 +299,6 @@ impl Agent {
         self.announce();
         self.reconcile();
         self.drain();
-        if self.degraded.enforcer.is_none()
-            && let Err(error) = backend::retire_other(&self.config, self.enforcer.describe().backend)
-        {
-            let warning = format!("what the other backend left in the kernel is still in force: {error}");
-            warn!("{warning}");
-            self.warnings.push(warning);
-        }
 
         let (mut repair_at, mut keep_house_at) =
             (Instant::now() + REPAIR_EVERY, Instant::now() + HOUSEKEEPING_EVERY);
@@ -310,7 +307,8 @@ impl Agent {
         self.keep_if_read();
         memory::give_back();
         loop {
-            let mine = [self.engine_at(), self.keep_at(), self.closing.at()];
+            let on_at = self.upkeep.is_running().then(Instant::now);
+            let mine = [self.engine_at(), self.keep_at(), self.closing.at(), on_at];
             let wake_at = [Some(repair_at), Some(keep_house_at), files_at].into_iter().chain(mine);
             let wake_at = wake_at.flatten().min().unwrap_or(repair_at);
             tokio::select! {
@@ -349,6 +347,7 @@ impl Agent {
             self.drain();
             self.close_connections();
             self.keep_in_time();
+            self.reconcile_on();
         }
         self.engine.handle(now(), Input::Stop);
         self.drain();

@@ -26,6 +26,7 @@ pub(super) fn note(event: &Event) {
             warn!("[{jail}] no answer of its ignorecommand about {address}: it is banned");
         }
         Event::Unbanned { prefix, why } => info!("Unban {prefix} ({})", report::ending(*why)),
+        Event::Flushed { bans } => info!("Flush: {bans} bans lifted by an operator"),
         Event::Spared { prefix, allowed } => {
             warn!("not banned: {prefix} would cover {allowed}, which is protected");
         }

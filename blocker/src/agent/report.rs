@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use serde_json::Value;
 
-use super::{Agent, backend::XDP_NOT_BUILT_IN, now};
+use super::{Agent, backend::XDP_NOT_BUILT_IN, now, reconcile};
 use crate::{
     control::protocol::{Backend, BanRow, CallError, JailStatus, SourceStatus, Status},
     enforce::xdp,
@@ -35,16 +35,15 @@ impl Agent {
     pub(super) fn status(&mut self) -> Result<Value, CallError> {
         let snapshot = self.engine.snapshot();
         let description = self.enforcer.describe();
-        let mut degraded: Vec<String> =
-            [&self.degraded.enforcer, &self.degraded.store].into_iter().flatten().cloned().collect();
+        let under_way = self.upkeep.is_running().then(|| reconcile::UNDER_WAY.to_owned());
+        let wrong = [&self.degraded.enforcer, &self.degraded.store, &under_way];
+        let mut degraded: Vec<String> = wrong.into_iter().flatten().cloned().collect();
         let counters = self.enforcer.counters().unwrap_or_else(|error| {
             degraded.push(error.to_string());
             Default::default()
         });
-        let mut bans_of: BTreeMap<&str, usize> = BTreeMap::new();
-        for ban in &snapshot.bans {
-            *bans_of.entry(origin(&ban.origin)).or_default() += 1;
-        }
+        let bans_of: BTreeMap<&str, usize> =
+            snapshot.bans.iter().map(|(by, bans)| (origin(by), *bans)).collect();
         let jails = snapshot.jails.iter().map(|(name, counters)| JailStatus {
             name: name.to_string(),
             failures: counters.failures,
@@ -97,7 +96,7 @@ impl Agent {
             xdp_built_in: xdp::is_built_in(),
             jails: jails.collect(),
             sources: self.sources(),
-            bans: snapshot.bans.len(),
+            bans: self.engine.bans(),
             bans_max: self.config.policy.limits.bans_max,
             tracked: snapshot.tracked,
             tracked_max: self.config.policy.limits.tracked_max,

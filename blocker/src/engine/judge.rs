@@ -339,12 +339,7 @@ impl Engine {
                 self.commands.push_back(Command::Note(Event::TableFull { prefix: ban.prefix }));
                 return false;
             }
-            Opened::Yes { gave_way: Some(lost) } => {
-                self.gave_way += 1;
-                self.change(Change::Unban { prefix: lost.prefix });
-                self.commands.push_back(Command::Note(Event::GaveWay { prefix: lost.prefix }));
-                self.act_unban(&lost);
-            }
+            Opened::Yes { gave_way: Some(lost) } => self.gave_way(&lost),
             Opened::Yes { gave_way: None } => {}
         }
         if let Origin::Jail(jail) = &ban.origin {
@@ -359,6 +354,14 @@ impl Engine {
         }
         self.feed_ledger_jails(ban.since, ban);
         true
+    }
+
+    /// An automatic ban has left the ledger, to keep to the bound.
+    pub(super) fn gave_way(&mut self, lost: &Ban) {
+        self.gave_way += 1;
+        self.change(Change::Unban { prefix: lost.prefix });
+        self.commands.push_back(Command::Note(Event::GaveWay { prefix: lost.prefix }));
+        self.act_unban(lost);
     }
 
     pub(super) fn no_address(&mut self, jail: usize) {

@@ -286,6 +286,11 @@ pub enum Event {
         /// Why it ended.
         why: Ending,
     },
+    /// An operator lifted every ban.
+    Flushed {
+        /// How many there were.
+        bans: usize,
+    },
     /// A ban by a jail was not made, since it would have covered a protected address.
     Spared {
         /// What would have been banned.

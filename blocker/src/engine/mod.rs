@@ -39,7 +39,7 @@ use crate::{
     allowlist::PrefixSet,
     detect::{JailKey, Windows},
     filter::Losses,
-    ledger::{Ban, Ledger, Offence, Offenders, Opened},
+    ledger::{Ban, Ledger, Offence, Offenders, Origin},
     net::Prefix,
     policy::{Policy, SourceSpec},
     time::Timestamp,
@@ -59,7 +59,7 @@ mod reader;
 
 pub use asked::ASKED_MAX;
 pub use counted::{Counted, CountedHead, Owed};
-pub use diff::{diff, diff_allowed};
+pub use diff::{Difference, diff, diff_allowed};
 pub use matches::{MATCH_BYTES_MAX, MATCHES_BYTES_MAX};
 pub use message::{
     Act, Ask, AskId, Change, Command, Ending, Event, Input, Occasion, Reading, Request, RequestId, Response,
@@ -121,6 +121,9 @@ pub struct Kept {
     pub counted: Option<(CountedHead, Vec<Vec<u8>>)>,
 }
 
+/// Bans that are closed in one call because they are over, so that no call is long.
+pub const EXPIRE_AT_ONCE: usize = 1_000;
+
 /// Bans by observing jails that are imagined at once; the one soonest to end gives way.
 pub const IMAGINED_MAX: usize = 4_096;
 
@@ -129,8 +132,8 @@ pub const IMAGINED_MAX: usize = 4_096;
 pub struct Snapshot {
     /// By jail, in the policy's order.
     pub jails: Vec<(Arc<str>, JailCounters)>,
-    /// Live bans, by prefix.
-    pub bans: Vec<Ban>,
+    /// How many bans are live, by each who decided on any.
+    pub bans: BTreeMap<Origin, usize>,
     /// (jail, prefix) pairs whose failures are tracked.
     pub tracked: usize,
     /// Pairs that gave way to the bound on them.
@@ -208,6 +211,7 @@ impl Engine {
     /// a record of it.
     pub fn new(now: Timestamp, policy: Policy, kept: Kept) -> Self {
         let answered = Answered::new(now, &kept);
+        let (ledger, gave_way) = Ledger::with(policy.limits.bans_max, kept.bans);
         let mut engine = Self {
             jails: Vec::new(),
             readers: Vec::new(),
@@ -216,7 +220,7 @@ impl Engine {
             protected: PrefixSet::default(),
             windows: Windows::new(policy.limits.tracked_max, policy.seed),
             batch: Batch::default(),
-            ledger: Ledger::new(policy.limits.bans_max),
+            ledger,
             imagined: Ledger::new(IMAGINED_MAX),
             offenders: Offenders::new(policy.limits.offenders_max),
             asked: Asked::default(),
@@ -232,11 +236,8 @@ impl Engine {
             table_full: 0,
             policy,
         };
-        for ban in kept.bans {
-            if let Opened::Yes { gave_way: Some(lost) } = engine.ledger.open(ban) {
-                engine.gave_way += 1;
-                engine.commands.push_back(Command::Note(Event::GaveWay { prefix: lost.prefix }));
-            }
+        for lost in gave_way {
+            engine.gave_way(&lost);
         }
         for offence in kept.offences {
             engine.commands.extend(engine.offenders.restore(offence).map(Command::Remember));
@@ -249,9 +250,9 @@ impl Engine {
         engine.recount(now, &kept.recent);
         engine.pay(now, owed);
         if engine.policy.jails.iter().any(|jail| jail.actions.iter().any(|action| action.restored)) {
-            for ban in engine.desired() {
-                engine.act_ban(&ban, &[], true);
-            }
+            let ledger = std::mem::take(&mut engine.ledger);
+            ledger.iter().for_each(|ban| engine.act_ban(ban, &[], true));
+            engine.ledger = ledger;
         }
         engine
     }
@@ -325,7 +326,7 @@ impl Engine {
         };
         Snapshot {
             jails: jails.map(|(jail, state)| (Arc::clone(&jail.name), counters_of(state.key))).collect(),
-            bans: self.ledger.iter().cloned().collect(),
+            bans: self.ledger.by_origin().clone(),
             tracked: self.windows.tracked(),
             evicted: self.windows.evicted(),
             under_pressure: self.windows.is_under_pressure(),
@@ -341,9 +342,9 @@ impl Engine {
         }
     }
 
-    /// The bans the kernel should hold, by prefix.
-    pub fn desired(&self) -> Vec<Ban> {
-        self.ledger.iter().cloned().collect()
+    /// The bans the kernel should hold.
+    pub fn desired(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// How many bans there are.
@@ -372,14 +373,14 @@ impl Engine {
     }
 
     /// Everything the store should hold, to be written over whatever it holds.
-    pub fn ledger_changes(&self) -> Vec<Change> {
+    pub fn ledger_changes(&self) -> impl Iterator<Item = Change> {
         let allow = self.operator_allow.iter().map(|prefix| Change::Allow { prefix: *prefix });
-        allow.chain(self.ledger.iter().cloned().map(Change::Ban)).collect()
+        allow.chain(self.ledger.iter().cloned().map(Change::Ban))
     }
 
     /// All offences the store should hold.
-    pub fn offences(&self) -> Vec<Offence> {
-        self.offenders.iter().collect()
+    pub fn offences(&self) -> impl Iterator<Item = Offence> {
+        self.offenders.iter()
     }
 
     /// Rebuilds what follows from the policy; `former` are the sources of the policy before.
@@ -438,8 +439,11 @@ impl Engine {
         self.commands.push_back(Command::Enforce(change));
     }
 
+    /// Closes what is over; of very many bans the first, and the next tick is due at once. The kernel ends each in time
+    /// by itself, and one that is over counts as none.
     fn expire(&mut self, now: Timestamp) {
-        while let Some(ban) = self.ledger.close_over(now) {
+        for _ in 0..EXPIRE_AT_ONCE {
+            let Some(ban) = self.ledger.close_over(now) else { break };
             self.closed(&ban, Ending::Expired);
         }
         while self.imagined.close_over(now).is_some() {}
@@ -464,11 +468,12 @@ impl Engine {
 
     /// Lifts what a new allowlist forbids: bans inside it, and bans that cover a protected address.
     fn lift_allowed(&mut self) -> Vec<Prefix> {
-        let forbidden = |prefix: Prefix| {
-            self.allow.covering(prefix).is_some() || self.protected.overlapping(prefix).is_some()
-        };
-        let lifted: Vec<Prefix> =
-            self.ledger.iter().map(|ban| ban.prefix).filter(|prefix| forbidden(*prefix)).collect();
+        // The allowlist is short and the ledger long.
+        let inside =
+            self.allow.iter().chain(self.protected.iter()).flat_map(|prefix| self.ledger.inside(prefix));
+        let around = self.protected.iter().flat_map(|prefix| self.ledger.around(prefix));
+        let lifted: BTreeSet<Prefix> = inside.chain(around).map(|ban| ban.prefix).collect();
+        let lifted: Vec<Prefix> = lifted.into_iter().collect();
         for prefix in &lifted {
             self.close(*prefix, Ending::Allowlisted);
         }

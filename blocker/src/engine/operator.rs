@@ -6,7 +6,7 @@ use super::{
     Response,
 };
 use crate::{
-    ledger::{Ban, Origin},
+    ledger::{Ban, Ledger, Origin},
     net::Prefix,
     time::{BanTime, Timestamp},
 };
@@ -19,12 +19,8 @@ impl Engine {
             Request::Allow { prefix } => self.allow(prefix),
             Request::Disallow { prefix } => self.disallow(prefix),
             Request::Flush => {
-                let bans = self.desired();
-                for ban in &bans {
-                    self.ledger.close(ban.prefix);
-                    let event = Event::Unbanned { prefix: ban.prefix, why: Ending::Operator };
-                    self.commands.push_back(Command::Note(event));
-                }
+                let bans = std::mem::replace(&mut self.ledger, Ledger::new(self.policy.limits.bans_max));
+                self.commands.push_back(Command::Note(Event::Flushed { bans: bans.len() }));
                 self.refused.clear();
                 self.change(Change::Flush);
                 bans.iter().for_each(|ban| self.act_unban(ban));
@@ -107,12 +103,7 @@ impl Engine {
                 Response::Refused { reason }
             }
             None => {
-                let inside: Vec<Prefix> = self
-                    .ledger
-                    .iter()
-                    .map(|ban| ban.prefix)
-                    .filter(|banned| prefix.covers(*banned))
-                    .collect();
+                let inside: Vec<Prefix> = self.ledger.inside(prefix).map(|ban| ban.prefix).collect();
                 if inside.is_empty() {
                     return Response::Refused {
                         reason: format!("{prefix} is not banned; `blocker bans` lists what is"),

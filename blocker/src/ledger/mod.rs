@@ -4,7 +4,10 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    borrow::Borrow,
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -76,20 +79,89 @@ pub enum Opened {
 }
 
 /// All live bans, by prefix and by end.
+///
+/// Made for a million of them: each is held once, and its end once more.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    bans: BTreeMap<Prefix, Ban>,
-    by_end: BTreeSet<(Until, Prefix)>,
-    automatic_by_end: BTreeSet<(Until, Prefix)>,
+    bans: BTreeSet<ByPrefix>,
+    /// Those of operators, and all others, of which the first gives way.
+    manual_by_end: BTreeSet<ByEnd>,
+    automatic_by_end: BTreeSet<ByEnd>,
+    by_origin: BTreeMap<Origin, usize>,
     /// Every failure asks what covers it.
     lengths: Lengths,
     bans_max: usize,
+}
+
+/// A ban that is found by its prefix.
+#[derive(Clone, Debug)]
+struct ByPrefix(Ban);
+
+impl Borrow<Prefix> for ByPrefix {
+    fn borrow(&self) -> &Prefix {
+        &self.0.prefix
+    }
+}
+
+impl PartialEq for ByPrefix {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.prefix == other.0.prefix
+    }
+}
+
+impl Eq for ByPrefix {}
+
+impl PartialOrd for ByPrefix {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByPrefix {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.prefix.cmp(&other.0.prefix)
+    }
+}
+
+/// When a ban ends, in microseconds since the epoch; the last of them stands for never.
+type ByEnd = (i64, Prefix);
+
+const NEVER: i64 = i64::MAX;
+
+fn by_end(ban: &Ban) -> ByEnd {
+    match ban.until {
+        Until::At(end) => (end.as_micros(), ban.prefix),
+        Until::Forever => (NEVER, ban.prefix),
+    }
 }
 
 impl Ledger {
     /// An empty ledger of at most `bans_max` bans.
     pub fn new(bans_max: usize) -> Self {
         Self { bans_max, ..Self::default() }
+    }
+
+    /// A ledger of these bans, and of those the automatic ones that gave way to the bound, the soonest to end first. In
+    /// one go: a tree that is built from a sorted list is faster to build, and smaller, than one that grew.
+    pub fn with(bans_max: usize, bans: Vec<Ban>) -> (Self, Vec<Ban>) {
+        let mut this = Self::new(bans_max);
+        this.bans = bans.into_iter().map(ByPrefix).collect();
+        let ends = |manual: bool| {
+            let bans = this.iter().filter(|ban| (ban.origin == Origin::Operator) == manual);
+            bans.map(by_end).collect()
+        };
+        (this.manual_by_end, this.automatic_by_end) = (ends(true), ends(false));
+        for ByPrefix(ban) in &this.bans {
+            this.lengths.add(ban.prefix);
+            count(&mut this.by_origin, &ban.origin);
+        }
+        let mut lost = Vec::new();
+        while this.bans.len() > bans_max
+            && let Some((_, prefix)) = this.automatic_by_end.first().copied()
+        {
+            lost.extend(this.close(prefix));
+        }
+        (this, lost)
     }
 
     /// Changes the bound; bans over it stay until they end.
@@ -104,51 +176,87 @@ impl Ledger {
             let Some((_, prefix)) = self.automatic_by_end.first().copied() else { return Opened::Full };
             gave_way = self.close(prefix);
         }
-        self.by_end.insert((ban.until, ban.prefix));
-        if ban.origin != Origin::Operator {
-            self.automatic_by_end.insert((ban.until, ban.prefix));
-        }
+        self.ends_like(&ban).insert(by_end(&ban));
+        count(&mut self.by_origin, &ban.origin);
         self.lengths.add(ban.prefix);
-        self.bans.insert(ban.prefix, ban);
+        self.bans.insert(ByPrefix(ban));
         Opened::Yes { gave_way }
     }
 
     /// Ends the ban of exactly this prefix.
     pub fn close(&mut self, prefix: Prefix) -> Option<Ban> {
-        let ban = self.bans.remove(&prefix)?;
-        self.by_end.remove(&(ban.until, prefix));
-        self.automatic_by_end.remove(&(ban.until, prefix));
+        let ByPrefix(ban) = self.bans.take(&prefix)?;
+        self.ends_like(&ban).remove(&by_end(&ban));
         self.lengths.remove(prefix);
+        if let Some(bans) = self.by_origin.get_mut(&ban.origin) {
+            *bans -= 1;
+            if *bans == 0 {
+                self.by_origin.remove(&ban.origin);
+            }
+        }
         Some(ban)
+    }
+
+    fn ends_like(&mut self, ban: &Ban) -> &mut BTreeSet<ByEnd> {
+        if ban.origin == Origin::Operator { &mut self.manual_by_end } else { &mut self.automatic_by_end }
+    }
+
+    fn first_end(&self) -> Option<ByEnd> {
+        let firsts = [self.manual_by_end.first(), self.automatic_by_end.first()];
+        firsts.into_iter().flatten().min().copied()
     }
 
     /// Ends one ban that is over at `now`, the earliest first.
     pub fn close_over(&mut self, now: Timestamp) -> Option<Ban> {
-        let (until, prefix) = self.by_end.first().copied()?;
-        if until.is_over(now) { self.close(prefix) } else { None }
+        let (end, prefix) = self.first_end()?;
+        if end != NEVER && end <= now.as_micros() { self.close(prefix) } else { None }
     }
 
     /// When the next ban ends.
     pub fn next_end(&self) -> Option<Timestamp> {
-        match self.by_end.first()?.0 {
-            Until::At(end) => Some(end),
-            Until::Forever => None,
-        }
+        let (end, _) = self.first_end()?;
+        (end != NEVER).then_some(Timestamp::from_micros(end))
     }
 
     /// The ban of exactly this prefix.
     pub fn get(&self, prefix: Prefix) -> Option<&Ban> {
-        self.bans.get(&prefix)
+        self.bans.get(&prefix).map(|ByPrefix(ban)| ban)
     }
 
     /// The narrowest ban that covers all of `prefix`.
     pub fn covering(&self, prefix: Prefix) -> Option<&Ban> {
-        self.lengths.covering(prefix).rev().find_map(|wider| self.bans.get(&wider))
+        self.lengths.covering(prefix).rev().find_map(|wider| self.get(wider))
+    }
+
+    /// All bans that cover all of `prefix`, the widest first.
+    pub fn around(&self, prefix: Prefix) -> impl Iterator<Item = &Ban> {
+        self.lengths.covering(prefix).filter_map(|wider| self.get(wider))
+    }
+
+    /// The bans that lie inside `prefix`, by prefix.
+    pub fn inside(&self, prefix: Prefix) -> impl Iterator<Item = &Ban> {
+        // In order of address then length: what lies inside starts at the prefix's own address.
+        self.bans
+            .range::<Prefix, _>(prefix..)
+            .map(|ByPrefix(ban)| ban)
+            .take_while(move |ban| prefix.contains(ban.prefix.address()))
+            .filter(move |ban| prefix.covers(ban.prefix))
     }
 
     /// All bans, by prefix.
     pub fn iter(&self) -> impl Iterator<Item = &Ban> {
-        self.bans.values()
+        self.bans.iter().map(|ByPrefix(ban)| ban)
+    }
+
+    /// The bans behind this prefix, or all of them, by prefix.
+    pub fn iter_after(&self, last: Option<Prefix>) -> impl Iterator<Item = &Ban> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.bans.range::<Prefix, _>((from, Bound::Unbounded)).map(|ByPrefix(ban)| ban)
+    }
+
+    /// How many bans there are by each who decided on any.
+    pub fn by_origin(&self) -> &BTreeMap<Origin, usize> {
+        &self.by_origin
     }
 
     /// How many there are.
@@ -159,6 +267,13 @@ impl Ledger {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.bans.is_empty()
+    }
+}
+
+fn count(by_origin: &mut BTreeMap<Origin, usize>, origin: &Origin) {
+    match by_origin.get_mut(origin) {
+        Some(bans) => *bans += 1,
+        None => drop(by_origin.insert(origin.clone(), 1)),
     }
 }
 
@@ -207,6 +322,65 @@ mod tests {
         assert_eq!(covering(&ledger, "203.0.112.0/23".parse().unwrap()), None);
         ledger.close(wide);
         assert_eq!(covering(&ledger, host), None);
+    }
+
+    #[test]
+    fn a_ledger_made_at_once_is_the_one_that_grew() {
+        let jail = |name: &str| Origin::Jail(name.into());
+        let bans = [
+            ban(7, Some(10), Origin::Operator),
+            ban(2, Some(20), jail("sshd")),
+            ban(3, None, jail("web")),
+            ban(9, Some(15), jail("sshd")),
+            ban(4, Some(5), jail("web")),
+            ban(5, None, Origin::Operator),
+        ];
+        for bans_max in 0..=bans.len() {
+            let (mut made, lost) = Ledger::with(bans_max, bans.to_vec());
+            let lost: Vec<u8> = lost.iter().map(last).collect();
+            // The manual ones stay whatever the bound is.
+            assert_eq!(lost, [4, 9, 2, 3][..bans.len().saturating_sub(bans_max).min(4)], "{bans_max}");
+            let mut grown = Ledger::new(bans.len());
+            for ban in bans.iter().filter(|ban| !lost.contains(&last(ban))) {
+                grown.open(ban.clone());
+            }
+            assert_eq!(made.iter().collect::<Vec<_>>(), grown.iter().collect::<Vec<_>>());
+            assert_eq!(made.by_origin(), grown.by_origin());
+            assert_eq!(made.by_origin().values().sum::<usize>(), made.len());
+            loop {
+                assert_eq!(made.next_end(), grown.next_end());
+                let now = Timestamp::from_secs(100);
+                let ended = made.close_over(now);
+                assert_eq!(ended, grown.close_over(now));
+                if ended.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_inside_a_prefix_is_found_and_nothing_beside_it() {
+        let prefixes = ["10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "10.1.0.0", "10.1.255.255", "10.2.0.0"];
+        let bans = prefixes
+            .iter()
+            .map(|prefix| Ban { prefix: prefix.parse().unwrap(), ..ban(0, None, Origin::Operator) });
+        let (ledger, _) = Ledger::with(9, bans.collect());
+        let inside = |prefix: &str| -> Vec<String> {
+            ledger.inside(prefix.parse().unwrap()).map(|ban| ban.prefix.to_string()).collect()
+        };
+        assert_eq!(inside("10.1.0.0/16"), ["10.1.0.0/16", "10.1.0.0/24", "10.1.0.0", "10.1.255.255"]);
+        assert_eq!(inside("10.1.0.0/17"), ["10.1.0.0/24", "10.1.0.0"]);
+        assert_eq!(inside("10.2.0.0"), ["10.2.0.0"]);
+        assert_eq!(inside("11.0.0.0/8"), [""; 0]);
+        assert_eq!(inside("0.0.0.0/0").len(), 6);
+    }
+
+    fn last(ban: &Ban) -> u8 {
+        match ban.prefix.address() {
+            std::net::IpAddr::V4(address) => address.octets()[3],
+            std::net::IpAddr::V6(_) => 0,
+        }
     }
 
     #[test]
