@@ -1,6 +1,9 @@
 //! Raw bpf(2): running a program on a frame, and loading the program `return verdict;`.
 
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+};
 
 pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
@@ -29,19 +32,29 @@ struct TestRun {
 
 /// The verdict, and the mean time of `repeat` runs in ns as the kernel took it.
 pub(crate) fn test_run(program: RawFd, frame: &[u8], repeat: u32) -> (u32, u32) {
-    const BPF_PROG_TEST_RUN: libc::c_int = 10;
-    let mut attr = TestRun {
-        prog_fd: u32::try_from(program).expect("an open descriptor"),
-        data_size_in: u32::try_from(frame.len()).expect("a short frame"),
-        data_in: frame.as_ptr() as u64,
-        repeat,
-        ..TestRun::default()
-    };
-    // SAFETY: `attr` is the kernel's layout and outlives the call; `data_in` points at `data_size_in` bytes.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
-    assert_eq!(done, 0, "BPF_PROG_TEST_RUN: {}", std::io::Error::last_os_error());
+    let mut attr = TestRun { repeat, ..TestRun::of(program, frame) };
+    attr.run().expect("BPF_PROG_TEST_RUN");
     (attr.retval, attr.duration)
+}
+
+impl TestRun {
+    fn of(program: RawFd, frame: &[u8]) -> Self {
+        Self {
+            prog_fd: u32::try_from(program).expect("an open descriptor"),
+            data_size_in: u32::try_from(frame.len()).expect("a short frame"),
+            data_in: frame.as_ptr() as u64,
+            ..Self::default()
+        }
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        const BPF_PROG_TEST_RUN: libc::c_int = 10;
+        // SAFETY: the attribute is the kernel's layout and outlives the call; `data_in` points at `data_size_in` bytes
+        // of a frame that does too.
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut *self, size_of::<Self>()) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
 }
 
 /// `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h), as far as it is used.
@@ -57,12 +70,17 @@ struct Load {
     log_buf: u64,
     kern_version: u32,
     prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
 }
 
-/// The program `return verdict;`.
-pub(crate) fn floor(verdict: u32) -> OwnedFd {
+/// The program `return verdict;`, with these load flags.
+pub(crate) fn floor(verdict: u32, flags: u32) -> OwnedFd {
     const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_PROG_TYPE_XDP: u32 = 6;
+    // As loaders of XDP objects say it: programs follow each other only where it is the same.
+    const BPF_XDP: u32 = 37;
     // mov64 r0, verdict; exit (kernel doc, BPF instruction set).
     let insns: [u64; 2] = [0xb7 | u64::from(verdict) << 32, 0x95];
     let license = c"GPL";
@@ -71,11 +89,13 @@ pub(crate) fn floor(verdict: u32) -> OwnedFd {
         insn_cnt: 2,
         insns: insns.as_ptr() as u64,
         license: license.as_ptr() as u64,
+        prog_flags: flags,
+        expected_attach_type: BPF_XDP,
         ..Load::default()
     };
     // SAFETY: `attr` is the kernel's layout; the instructions and the licence outlive the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<Load>()) };
-    assert!(fd >= 0, "BPF_PROG_LOAD: {}", std::io::Error::last_os_error());
+    assert!(fd >= 0, "BPF_PROG_LOAD: {}", io::Error::last_os_error());
     // SAFETY: the kernel just made this descriptor for us.
     unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).expect("a descriptor")) }
 }

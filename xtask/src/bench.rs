@@ -9,7 +9,7 @@ use crate::{build, setup, workspace};
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bench {
-    /// Nanoseconds per packet, through BPF_PROG_TEST_RUN.
+    /// What a packet and a ban cost, here and with other tools that drop by source address.
     Packet,
     /// Lines per second, beside other tools on the same files.
     Log,
@@ -23,13 +23,13 @@ pub enum Bench {
     Latency,
 }
 
-/// Runs the named benchmarks, or all.
+/// Runs the named benchmarks, or all, with these arguments.
 ///
 /// # Errors
 /// When one cannot be built or run.
-pub fn run(which: &[Bench]) -> Result<()> {
+pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
-    setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers])?;
+    setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers, setup::Need::Filters])?;
     build::object()?;
     let all = [Bench::Packet, Bench::Log, Bench::Longline, Bench::Memory, Bench::Source, Bench::Latency];
     for bench in if which.is_empty() { &all } else { which } {
@@ -44,6 +44,7 @@ pub fn run(which: &[Bench]) -> Result<()> {
         println!("\n== {name}");
         let mut command = Command::new("cargo");
         command.args(["bench", "--quiet", "--package", "blocker", "--bench", name]).current_dir(workspace());
+        command.arg("--").args(args);
         let status = command.status()?;
         if !status.success() {
             bail!("the {name} benchmark: {status}");

@@ -47,6 +47,32 @@ pub fn object() -> Result<PathBuf> {
     if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == made_from) {
         return Ok(object);
     }
+    println!("building the XDP program");
+    let llvm = compile("blocker-xdp")?;
+    strip(&built("blocker-xdp"), &object, llvm)?;
+    fs::write(&stamp, made_from)?;
+    Ok(object)
+}
+
+/// Builds what the packet benchmark runs in the kernel beside the agent's programs, and returns its path.
+///
+/// # Errors
+/// When there is no BPF toolchain, or the build fails.
+pub fn bench_object() -> Result<PathBuf> {
+    compile(BENCH)?;
+    Ok(built(BENCH))
+}
+
+const BENCH: &str = "blocker-bench";
+
+/// Where cargo leaves a program for BPF.
+fn built(name: &str) -> PathBuf {
+    workspace().join("target/bpf/bpfel-unknown-none/release").join(name)
+}
+
+/// Builds a program for BPF, and returns the version of the LLVM that made it.
+fn compile(name: &str) -> Result<u32> {
+    let workspace = workspace();
     let toolchain =
         setup::find_toolchain().context("no Rust that can build for BPF; `cargo xtask setup` gets one")?;
     let linker = setup::linker(toolchain.llvm).with_context(|| {
@@ -54,9 +80,9 @@ pub fn object() -> Result<PathBuf> {
     })?;
     let mut command = Command::new(&toolchain.cargo);
     command.args(&toolchain.cargo_args);
-    command.args(["build", "--quiet", "--release", "--package", "blocker-ebpf", "--bin", "blocker-xdp"]);
+    command.args(["build", "--quiet", "--release", "--package", "blocker-ebpf", "--bin", name]);
     command.args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"]);
-    command.arg("--target-dir").arg(&folder).current_dir(&workspace);
+    command.arg("--target-dir").arg(workspace.join("target/bpf")).current_dir(&workspace);
     command
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags(&workspace, &linker).join("\x1f"));
@@ -65,14 +91,11 @@ pub fn object() -> Result<PathBuf> {
     if let Some(rustc) = &toolchain.rustc {
         command.env("RUSTC", rustc);
     }
-    println!("building the XDP program");
     let status = command.status().with_context(|| format!("start {}", shown(&command)))?;
     if !status.success() {
         bail!("{}: {status}", shown(&command));
     }
-    strip(&folder.join("bpfel-unknown-none/release/blocker-xdp"), &object, toolchain.llvm)?;
-    fs::write(&stamp, made_from)?;
-    Ok(object)
+    Ok(toolchain.llvm)
 }
 
 fn flags(workspace: &Path, linker: &Path) -> Vec<String> {

@@ -84,6 +84,9 @@ enum Verb {
         /// Which; all when none is named.
         #[arg(value_enum)]
         which: Vec<bench::Bench>,
+        /// After `--`, for the benchmark itself: `packet` takes `--quick` and names of sections.
+        #[arg(last = true)]
+        args: Vec<String>,
     },
 }
 
@@ -111,6 +114,6 @@ fn run_verb(verb: Verb) -> anyhow::Result<()> {
         Verb::Conformance { fail2ban, json } => conformance::run(fail2ban.as_deref(), json),
         Verb::Fuzz { target: Some(fuzz::Target::Mutants), count, seed, .. } => fuzz::mutants(count, seed),
         Verb::Fuzz { target, seconds, .. } => fuzz::run(target, seconds),
-        Verb::Bench { which } => bench::run(&which),
+        Verb::Bench { which, args } => bench::run(&which, &args),
     }
 }

@@ -27,11 +27,13 @@ pub enum Need {
     Fuzzer,
     /// Other tools that read logs, to be compared with; none of their services is started.
     Peers,
+    /// Other tools that drop by source address, to be compared with; they have no services.
+    Filters,
 }
 
 /// Every need.
-pub const ALL: [Need; 6] =
-    [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent, Need::Fuzzer, Need::Peers];
+pub const ALL: [Need; 7] =
+    [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent, Need::Fuzzer, Need::Peers, Need::Filters];
 
 /// A compiler that can build `core` for BPF, and how to call it.
 #[derive(Clone, Debug)]
@@ -68,6 +70,7 @@ pub fn run(needs: &[Need], print_only: bool) -> Result<()> {
             Need::Incumbent => installer.incumbent()?,
             Need::Fuzzer => installer.fuzzer()?,
             Need::Peers => installer.peers()?,
+            Need::Filters => installer.filters()?,
         }
     }
     Ok(())
@@ -145,6 +148,25 @@ impl Installer {
         let policy = if self.print_only { None } else { Policy::no_services()? };
         self.packages(&missing)?;
         drop(policy);
+        Ok(())
+    }
+
+    /// Packages that are compared with; a benchmark says which of them it goes without.
+    fn filters(&self) -> Result<()> {
+        let tools = [
+            ("xdp-filter", "xdp-tools"),
+            ("ipset", "ipset"),
+            ("iptables", "iptables"),
+            ("ethtool", "ethtool"),
+        ];
+        let missing: Vec<String> =
+            tools.iter().filter(|(tool, _)| !has(tool)).map(|(_, package)| (*package).to_owned()).collect();
+        if has("apt-get") {
+            return self.packages(&missing);
+        }
+        if !missing.is_empty() {
+            println!("setup: not installed, since this is no Debian or Ubuntu: {}", missing.join(", "));
+        }
         Ok(())
     }
 
