@@ -13,6 +13,7 @@ pub mod lab;
 pub mod run;
 pub mod setup;
 pub mod test;
+pub mod vm;
 
 /// The top of the repository.
 pub fn workspace() -> PathBuf {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, check, conformance, demo, fuzz, lab::agent::Backend, run, setup, test};
+use xtask::{bench, build, check, conformance, demo, fuzz, lab::agent::Backend, run, setup, test, vm};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Sets up, builds, shows, tests and measures blocker")]
@@ -79,6 +79,16 @@ enum Verb {
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
     },
+    /// Boots kernels of distributions in an emulated machine, and runs the enforcers' tests in each.
+    ///
+    /// Kernels and emulator are Debian packages, unpacked below target/tools/vm and installed nowhere; without that
+    /// folder the newest are downloaded again. What is printed for each kernel: the tests that passed and failed, the
+    /// mode the agent got, and what the kernel lacks for a better one.
+    Vm {
+        /// Which; all when none is named.
+        #[arg(value_enum)]
+        kernels: Vec<vm::Kernel>,
+    },
     /// Prints figures as ratios within one run.
     Bench {
         /// Which; all when none is named.
@@ -114,6 +124,7 @@ fn run_verb(verb: Verb) -> anyhow::Result<()> {
         Verb::Conformance { fail2ban, json } => conformance::run(fail2ban.as_deref(), json),
         Verb::Fuzz { target: Some(fuzz::Target::Mutants), count, seed, .. } => fuzz::mutants(count, seed),
         Verb::Fuzz { target, seconds, .. } => fuzz::run(target, seconds),
+        Verb::Vm { kernels } => vm::run(&kernels),
         Verb::Bench { which, args } => bench::run(&which, &args),
     }
 }

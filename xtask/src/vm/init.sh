@@ -1,0 +1,66 @@
+#!/busybox/busybox sh
+# The guest's first process: runs every suite and every trial, says what came of them on the second serial line, and
+# turns the machine off. The first line is the kernel's console. Lines that begin with @@ are read by xtask/src/vm.
+export PATH=/bin:/sbin:/busybox HOME=/root
+/busybox/busybox --install -s /busybox
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mkdir -p /dev/shm
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+exec </dev/null >/dev/ttyS1 2>&1
+stty -onlcr -F /dev/ttyS1
+# By its whole path: busybox has an ip of its own, which its shell would take.
+ip=/bin/ip
+$ip link set lo up
+echo "@@ booted $(uname -r)"
+
+# What each process may take at most; the host has its own time-out for all together.
+for suite in /suites/*; do
+    [ -e "$suite" ] || continue
+    name=${suite##*/}
+    echo "@@ suite $name"
+    BLOCKER_SKIPS=/tmp/skips.$name timeout -s KILL "$SUITE_SECONDS" "$suite" --test-threads 4
+    echo "@@ ended $name $?"
+    [ -e "/tmp/skips.$name" ] && cat "/tmp/skips.$name"
+done
+
+# No network device is there but those made here, each with its other end beside it.
+for trial in /trials/*; do
+    [ -e "$trial" ] || continue
+    echo "@@ trial $(cat "$trial/name")"
+    mkdir -p /run/blocker /var/lib/blocker
+    while read -r line; do
+        [ -n "$line" ] && { $ip $line || echo "ip $line: $?"; }
+    done <"$trial/links"
+    blocker run --config "$trial/blocker.toml" >/tmp/agent.log 2>&1 &
+    agent=$!
+    status=1
+    for _ in $(seq 100); do
+        if blocker --json --socket /run/blocker/blocker.sock status >/tmp/status 2>/tmp/status.error; then
+            status=0
+            break
+        fi
+        kill -0 $agent 2>/dev/null || break
+        sleep 0.2
+    done
+    if [ $status = 0 ]; then
+        echo "@@ status $(tr -d '\n' </tmp/status)"
+    else
+        cat /tmp/status.error /tmp/agent.log
+        echo "@@ refused"
+    fi
+    kill $agent 2>/dev/null
+    wait $agent
+    nft flush ruleset
+    for link in $(ls /sys/class/net); do
+        [ "$link" = lo ] || $ip link delete "$link" 2>/dev/null
+    done
+    rm -rf /sys/fs/bpf/blocker /run/blocker /var/lib/blocker
+done
+echo "@@ done"
+sync
+poweroff -f

@@ -1,0 +1,230 @@
+//! What a guest said, read line by line: libtest's results, and how the agent enforces on this kernel.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::test::{Counts, result_line};
+
+/// Lines kept of what was said last, for a guest that ends early.
+const TAIL_LINES: usize = 30;
+
+/// Everything that came out of one boot.
+#[derive(Debug, Default)]
+pub(super) struct Transcript {
+    /// Its release, as `uname -r` says.
+    pub(super) release: String,
+    /// What each suite came to.
+    pub(super) suites: BTreeMap<String, Suite>,
+    /// How the agent enforced in each trial, in order.
+    pub(super) trials: Vec<(String, Outcome)>,
+    at: Place,
+    tail: Vec<String>,
+}
+
+/// One test binary's run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Suite {
+    pub(super) counts: Counts,
+    pub(super) passed: Vec<String>,
+    pub(super) failed: Vec<String>,
+    /// What was skipped, and why.
+    pub(super) skipped: Vec<String>,
+    /// What was printed, for when something failed.
+    pub(super) output: Vec<String>,
+    /// The process's exit status, once it ended.
+    pub(super) status: Option<i32>,
+}
+
+/// What became of the agent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It runs, and says this of itself.
+    Runs(Status),
+    /// It does not, and printed this.
+    Refused(Vec<String>),
+}
+
+/// The part of `blocker status --json` that depends on the kernel.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) backend: Backend,
+    #[serde(default)]
+    pub(super) degraded: Vec<String>,
+    #[serde(default)]
+    pub(super) warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Backend {
+    pub(super) name: String,
+    pub(super) attachments: Vec<String>,
+    pub(super) reason: String,
+}
+
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    Outside,
+    Suite(String),
+    Trial(String, Vec<String>),
+    Done,
+}
+
+impl Transcript {
+    /// Takes the next line.
+    pub(super) fn read(&mut self, line: &str) {
+        if self.tail.len() == TAIL_LINES {
+            self.tail.remove(0);
+        }
+        self.tail.push(line.to_owned());
+        if let Some(mark) = line.strip_prefix("@@ ") {
+            return self.mark(mark);
+        }
+        match &mut self.at {
+            Place::Suite(name) => {
+                let suite = self.suites.entry(name.clone()).or_default();
+                suite.read(line);
+            }
+            Place::Trial(_, printed) => printed.push(line.to_owned()),
+            Place::Outside | Place::Done => self.skipped(line),
+        }
+    }
+
+    /// Whether the guest got to its end.
+    pub(super) fn is_complete(&self) -> bool {
+        matches!(self.at, Place::Done)
+    }
+
+    /// What was said last.
+    pub(super) fn tail(&self) -> String {
+        self.tail.join("\n")
+    }
+
+    fn mark(&mut self, mark: &str) {
+        let (word, rest) = mark.split_once(' ').unwrap_or((mark, ""));
+        match (word, std::mem::take(&mut self.at)) {
+            ("booted", _) => self.release = rest.to_owned(),
+            ("suite", _) => {
+                self.suites.entry(rest.to_owned()).or_default();
+                self.at = Place::Suite(rest.to_owned());
+            }
+            ("ended", _) => {
+                if let Some((name, status)) = rest.split_once(' ') {
+                    self.suites.entry(name.to_owned()).or_default().status = status.parse().ok();
+                }
+            }
+            ("trial", _) => self.at = Place::Trial(rest.to_owned(), Vec::new()),
+            ("status", Place::Trial(name, printed)) => {
+                let outcome = match serde_json::from_str(rest) {
+                    Ok(status) => Outcome::Runs(status),
+                    Err(error) => {
+                        let unread = format!("its status cannot be read: {error}: {rest}");
+                        Outcome::Refused(printed.into_iter().chain([unread]).collect())
+                    }
+                };
+                self.trials.push((name, outcome));
+            }
+            ("refused", Place::Trial(name, printed)) => self.trials.push((name, Outcome::Refused(printed))),
+            ("done", _) => self.at = Place::Done,
+            (_, place) => self.at = place,
+        }
+    }
+
+    /// A suite's skips are printed after its end: `SKIPPED: TEST: REASON`.
+    fn skipped(&mut self, line: &str) {
+        let Some(test) = line.strip_prefix("SKIPPED: ") else { return };
+        let name = test.split(": ").next().unwrap_or_default();
+        let of = self.suites.values_mut().find(|suite| suite.passed.iter().any(|passed| passed == name));
+        if let Some(suite) = of {
+            suite.counts.passed = suite.counts.passed.saturating_sub(1);
+            suite.counts.skipped += 1;
+            suite.skipped.push(test.to_owned());
+        }
+    }
+}
+
+impl Suite {
+    fn read(&mut self, line: &str) {
+        if let Some(counts) = result_line(line) {
+            self.counts.add(counts);
+        } else if let Some((name, result)) =
+            line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
+        {
+            match result {
+                "ok" => self.passed.push(name.to_owned()),
+                result if result.starts_with("FAILED") => self.failed.push(name.to_owned()),
+                _ => {}
+            }
+        } else {
+            self.output.push(line.to_owned());
+        }
+    }
+
+    /// Whether it ended by itself, and nothing in it failed.
+    pub(super) fn is_good(&self) -> bool {
+        self.status == Some(0) && self.counts.failed == 0 && self.counts.passed > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = "\
+noise
+@@ booted 6.1.0-50-cloud-amd64
+@@ suite enforcers
+
+running 3 tests
+test one ... ok
+test two ... FAILED
+test three ... ok
+why it failed
+test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.08s
+
+@@ ended enforcers 101
+SKIPPED: three: the kernel has none
+@@ suite hangs
+running 1 test
+@@ ended hangs 137
+@@ trial auto
+a warning
+@@ status {\"backend\":{\"name\":\"xdp\",\"attachments\":[\"eth0: native\"],\"reason\":\"auto\"},\"degraded\":[],\"bans\":0}
+@@ trial nftables
+no nf_tables
+@@ refused
+@@ done";
+
+    #[test]
+    fn results_skips_and_trials_are_read() {
+        let mut transcript = Transcript::default();
+        SAID.lines().for_each(|line| {
+            assert!(!transcript.is_complete());
+            transcript.read(line);
+        });
+        assert!(transcript.is_complete());
+        assert_eq!(transcript.release, "6.1.0-50-cloud-amd64");
+        let suite = &transcript.suites["enforcers"];
+        assert_eq!(suite.counts, Counts { passed: 1, failed: 1, skipped: 1 });
+        assert_eq!((&suite.failed[..], suite.status), (&["two".to_owned()][..], Some(101)));
+        assert_eq!(suite.skipped, ["three: the kernel has none"]);
+        assert!(suite.output.contains(&"why it failed".to_owned()) && !suite.is_good());
+        assert!(!transcript.suites["hangs"].is_good(), "killed");
+        let [(first, Outcome::Runs(status)), (second, Outcome::Refused(why))] = &transcript.trials[..] else {
+            panic!("{:?}", transcript.trials)
+        };
+        assert_eq!(
+            (first.as_str(), &status.backend.attachments[..]),
+            ("auto", &["eth0: native".to_owned()][..])
+        );
+        assert_eq!((second.as_str(), &why[..]), ("nftables", &["no nf_tables".to_owned()][..]));
+    }
+
+    #[test]
+    fn a_suite_without_a_result_is_not_good() {
+        let mut transcript = Transcript::default();
+        ["@@ suite empty", "@@ ended empty 0", "@@ done"].iter().for_each(|line| transcript.read(line));
+        assert!(!transcript.suites["empty"].is_good());
+    }
+}
