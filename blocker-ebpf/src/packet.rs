@@ -98,7 +98,9 @@ fn is_dhcp_v4<F: Frame + ?Sized>(frame: &F, ip_offset: usize) -> Option<bool> {
     let header: [u8; 20] = frame.bytes(ip_offset)?;
     // DHCP is sent without options and is never a fragment (RFC 2131 2).
     let whole = header[0] == 0x45 && u16::from_be_bytes([header[6], header[7]]) & 0x3fff == 0;
-    if header[9] != UDP || !whole {
+    // The stack cuts a packet to its total length: ports behind that are padding.
+    let has_ports = u16::from_be_bytes([header[2], header[3]]) >= 24;
+    if header[9] != UDP || !whole || !has_ports {
         return Some(false);
     }
     let ports: [u8; 4] = frame.bytes(ip_offset + 20)?;
@@ -109,13 +111,15 @@ fn is_dhcp_v4<F: Frame + ?Sized>(frame: &F, ip_offset: usize) -> Option<bool> {
 
 #[inline(always)]
 fn is_upkeep_v6<F: Frame + ?Sized>(frame: &F, ip_offset: usize) -> Option<bool> {
-    let next: [u8; 2] = frame.bytes(ip_offset + 6)?;
-    let [next_header, hop_limit] = next;
+    let next: [u8; 4] = frame.bytes(ip_offset + 4)?;
+    let [high, low, next_header, hop_limit] = next;
+    // As for IPv4: what lies behind the payload length is none of the packet.
+    let payload = u16::from_be_bytes([high, low]);
     let after: [u8; 4] = frame.bytes(ip_offset + 40)?;
     Some(match next_header {
         // RFC 4861 7: types 133 to 137, and a hop limit of 255 proves that they are of this link.
-        ICMPV6 => hop_limit == 255 && after[0] >= 133 && after[0] <= 137,
-        UDP => {
+        ICMPV6 => payload >= 1 && hop_limit == 255 && after[0] >= 133 && after[0] <= 137,
+        UDP if payload >= 4 => {
             let (from, to) =
                 (u16::from_be_bytes([after[0], after[1]]), u16::from_be_bytes([after[2], after[3]]));
             // Client 546, server and relay 547 (RFC 8415 7.2).
@@ -197,6 +201,9 @@ mod tests {
     #[test]
     fn only_neighbour_discovery_and_dhcp_keep_the_link_up() {
         let ports = |from: u16, to: u16| [from.to_be_bytes(), to.to_be_bytes()].concat();
+        let (mut cut4, mut cut6) = (ipv4(0x45, 0, 17, &ports(68, 67)), ipv6(17, 64, &ports(546, 547)));
+        cut4[3] = 23;
+        cut6[5] = 3;
         let cases: Vec<(&str, Vec<u8>, bool)> = vec![
             ("DHCP request", frame(&[&[8, 0], &ipv4(0x45, 0, 17, &ports(68, 67))]), true),
             ("DHCP answer", frame(&[&[8, 0], &ipv4(0x45, 0x4000, 17, &ports(67, 68))]), true),
@@ -214,6 +221,8 @@ mod tests {
                 false,
             ),
             ("echo request", frame(&[&[0x86, 0xdd], &ipv6(58, 255, &[128, 0, 0, 0])]), false),
+            ("DHCP ports behind the total length", frame(&[&[8, 0], &cut4]), false),
+            ("DHCPv6 ports behind the payload length", frame(&[&[0x86, 0xdd], &cut6]), false),
             ("DHCPv6 solicit", frame(&[&[0x86, 0xdd], &ipv6(17, 64, &ports(546, 547))]), true),
             ("DNS over IPv6", frame(&[&[0x86, 0xdd], &ipv6(17, 64, &ports(546, 53))]), false),
             ("IPv6 with no payload", frame(&[&[0x86, 0xdd], &ipv6(17, 64, &[])]), false),

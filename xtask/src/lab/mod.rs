@@ -24,6 +24,7 @@ pub mod journald;
 pub mod lan;
 pub mod probe;
 pub mod site;
+pub mod wire;
 
 /// Where `ip netns` keeps its namespaces (ip-netns(8)).
 const NETNS_DIR: &str = "/run/netns";

@@ -1,0 +1,340 @@
+//! Whatever arrives, three judges say the same: the pure parser, the XDP program and the nftables table.
+//!
+//! Thousands of frames made at random, deterministic by `BLOCKER_SEED`: pass or drop by the source address alone, never
+//! because something could not be read, and never ARP, neighbour discovery or DHCP.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    net::IpAddr,
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+use blocker::{
+    enforce::{Enforcer, Keep, memory::Memory, nft::Nft, xdp},
+    engine::Change,
+    ledger::{Ban, Origin},
+    net::Prefix,
+    time::{Timestamp, Until},
+};
+use blocker_ebpf::packet::{self, Source};
+use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for, wire::Wire};
+
+#[path = "../common/bpf.rs"]
+#[expect(dead_code, reason = "the benchmark uses the rest")]
+mod bpf;
+mod generate;
+mod stack;
+
+use bpf::{XDP_DROP, XDP_PASS};
+use generate::{ALLOWED, BANNED, Dice, Made, Truth};
+use stack::Fate;
+
+/// Frames that are made, and how long judging them may take at most; so many at least must have been judged by then.
+const FRAMES: usize = 20_000;
+const TIME_MAX: Duration = Duration::from_secs(40);
+const JUDGED_MIN: usize = 4_000;
+/// No driver and no socket hands over less than an Ethernet header.
+const ETHERNET_BYTES: usize = 14;
+
+fn seed() -> u64 {
+    env::var("BLOCKER_SEED").ok().map_or(5, |seed| seed.parse().expect("BLOCKER_SEED is a number"))
+}
+
+fn frames() -> impl Iterator<Item = Made> {
+    let mut dice = Dice::new(seed());
+    (0..FRAMES).map(move |_| generate::frame(&mut dice))
+}
+
+/// For whoever wants to see it again.
+fn shown(made: &Made) -> String {
+    let hex: String = made.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("BLOCKER_SEED={}: {}: {hex}", seed(), made.what)
+}
+
+fn now() -> Timestamp {
+    Timestamp::EPOCH.saturating_add(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap())
+}
+
+fn changes() -> Vec<Change> {
+    let ban = |text: &str| {
+        Change::Ban(Ban {
+            prefix: text.parse().unwrap(),
+            origin: Origin::Operator,
+            since: now(),
+            until: Until::Forever,
+            failures: 0,
+            count: 0,
+            reason: String::new(),
+        })
+    };
+    let allowed = ALLOWED.iter().map(|text| Change::Allow { prefix: text.parse().unwrap() });
+    BANNED.iter().map(|text| ban(text)).chain(allowed).collect()
+}
+
+/// The pure parser over the plainest set of bans.
+struct Parser(Memory);
+
+impl Parser {
+    fn new() -> Self {
+        let mut memory = Memory::default();
+        memory.apply(&changes(), now()).unwrap();
+        Self(memory)
+    }
+
+    fn drops_source(&self, source: IpAddr) -> bool {
+        // An IPv4-mapped source in an IPv6 header is nobody's: no answer to it would get there.
+        source == source.to_canonical() && self.0.drops(Prefix::host(source), now())
+    }
+
+    /// The source, where the frame says one and is not kept for the link's sake.
+    fn source(frame: &[u8]) -> Option<IpAddr> {
+        let packet = packet::parse(frame)?;
+        let source = match packet.source {
+            Source::V4(octets) => octets.into(),
+            Source::V6(octets) => octets.into(),
+        };
+        (!packet::is_link_upkeep(frame, &packet)).then_some(source)
+    }
+
+    fn drops(&self, frame: &[u8]) -> bool {
+        Self::source(frame).is_some_and(|source| self.drops_source(source))
+    }
+}
+
+#[test]
+fn the_parser_says_of_each_frame_what_it_was_made_to_be() {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let parser = Parser::new();
+    for made in frames() {
+        let expected = match made.truth {
+            Truth::Passes => None,
+            Truth::BySource(source) => Some(source),
+            Truth::Damaged => {
+                *kinds.entry("damaged").or_default() += 1;
+                // Whatever it says.
+                parser.drops(&made.bytes);
+                continue;
+            }
+        };
+        assert_eq!(Parser::source(&made.bytes), expected, "{}", shown(&made));
+        let drops = expected.is_some_and(|source| parser.drops_source(source));
+        *kinds.entry(if drops { "dropped" } else { "passed" }).or_default() += 1;
+        if expected.is_none() {
+            *kinds.entry("without a source, or upkeep").or_default() += 1;
+        }
+    }
+    // The dice are worth nothing where they show one side only.
+    assert!(kinds.len() == 4 && kinds.values().all(|count| *count > FRAMES / 20), "{kinds:?}");
+}
+
+/// An interface with a program on it, and a peer to reach it by; removed at the end.
+struct Stage {
+    host: Netns,
+    peer: Netns,
+    pins: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Stage {
+    fn new(test: &str) -> Option<Self> {
+        if let Some(reason) = missing() {
+            skipped(test, &reason);
+            return None;
+        }
+        let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
+        host.link("eth0", &peer, "eth0").unwrap();
+        host.ip("addr add 198.51.100.1/24 dev eth0").unwrap();
+        host.ip("addr add 2001:db8:1::1/64 dev eth0 nodad").unwrap();
+        host.ip("link set eth0 address 02:00:00:00:00:01").unwrap();
+        // It says nothing by itself.
+        peer.sysctl("net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
+        let scratch = Scratch::new("frames").unwrap();
+        let pins = PathBuf::from("/sys/fs/bpf").join(scratch.path().file_name().unwrap());
+        Some(Self { host, peer, pins, _scratch: scratch })
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        remove_pins(&self.pins);
+    }
+}
+
+#[test]
+fn the_xdp_program_says_what_the_parser_says() {
+    let test = "the_xdp_program_says_what_the_parser_says";
+    let Some(stage) = Stage::new(test) else { return };
+    if !xdp::is_built_in() {
+        return skipped(test, "XDP was not built in (cargo xtask test builds it)");
+    }
+    let parser = Parser::new();
+    let options =
+        xdp::Options { interfaces: vec!["eth0".to_owned()], bans_max: 100, pin_dir: stage.pins.clone() };
+    let mut xdp = stage.host.enter(|| xdp::Xdp::open(&options)).unwrap();
+    xdp.apply(&changes(), now()).unwrap();
+    let program = xdp.program_fd().unwrap();
+    let (begun, mut judged) = (Instant::now(), 0);
+    for made in frames().filter(|made| made.bytes.len() >= ETHERNET_BYTES) {
+        let expected = if parser.drops(&made.bytes) { XDP_DROP } else { XDP_PASS };
+        assert_eq!(bpf::test_run(program.as_raw_fd(), &made.bytes, 1).0, expected, "{}", shown(&made));
+        judged += 1;
+        if begun.elapsed() > TIME_MAX {
+            break;
+        }
+    }
+    assert!(judged > JUDGED_MIN, "{judged} in {:?}", begun.elapsed());
+    Box::new(xdp).close(Keep::Nothing).unwrap();
+}
+
+/// Frames of one fate and verdict that are sent together. The queue of a CPU holds 1,000 (`netdev_max_backlog`).
+const BATCH: usize = 250;
+
+/// An nftables table, and beside it a counter of the kernel's of what it hands to any table.
+struct Judge<'a> {
+    stage: &'a Stage,
+    wire: Wire,
+    nft: Nft,
+    sentinels: u64,
+}
+
+/// What a batch came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    judged: u64,
+    dropped: u64,
+}
+
+const SENTINEL: &str = "203.0.113.250";
+
+impl<'a> Judge<'a> {
+    fn new(stage: &'a Stage) -> Self {
+        let mut nft = stage.host.enter(|| Nft::open(100)).unwrap();
+        nft.apply(&changes(), now()).unwrap();
+        for command in [
+            "add table inet probe",
+            "add chain inet probe seen { type filter hook prerouting priority -500; }",
+            "add rule inet probe seen iifname eth0 counter",
+        ] {
+            stage.host.run("nft", &[command]).unwrap();
+        }
+        Self { stage, wire: Wire::new(&stage.peer, "eth0").unwrap(), nft, sentinels: 0 }
+    }
+
+    fn totals(&mut self) -> Seen {
+        let text = self.stage.host.run("nft", &["list", "chain", "inet", "probe", "seen"]).unwrap();
+        let judged = text.split("counter packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        Seen { judged: judged.parse().unwrap(), dropped: self.nft.counters().unwrap().packets }
+    }
+
+    /// Sends frames and says what became of them. Behind them goes one whose ban counts it: the queue is in order.
+    fn send(&mut self, frames: &[&Made]) -> Seen {
+        let before = self.totals();
+        for made in frames {
+            self.wire.send(&made.bytes).unwrap_or_else(|error| panic!("{error}: {}", shown(made)));
+        }
+        self.sentinels += 1;
+        self.wire.send(&sentinel()).unwrap();
+        let sentinel: Prefix = SENTINEL.parse().unwrap();
+        let arrived = wait_for(Duration::from_secs(5), || {
+            let entries = self.nft.entries(now()).unwrap();
+            let entry = entries.iter().find(|entry| entry.prefix == sentinel)?;
+            (entry.packets == self.sentinels).then_some(())
+        });
+        assert!(arrived.is_some(), "what was sent did not arrive");
+        let after = self.totals();
+        Seen { judged: after.judged - before.judged - 1, dropped: after.dropped - before.dropped - 1 }
+    }
+}
+
+/// The frame without its outer tags, but for two.
+fn with_two_tags(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let is_tag = |frame: &[u8], at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0] | [0x88, 0xa8]));
+    while (0..3).all(|tag| is_tag(&frame, 12 + 4 * tag)) {
+        frame.drain(12..16);
+    }
+    frame
+}
+
+/// A TCP segment of the sentinel's.
+fn sentinel() -> Vec<u8> {
+    let mut dice = Dice::new(0);
+    loop {
+        let mut bytes = generate::frame(&mut dice).bytes;
+        // Its source in the place of another's: only the checksum must be made again, so an IPv6 one will not do.
+        if bytes.len() < 34 || bytes[..6] != generate::HOST_MAC || bytes[12..15] != [8, 0, 0x45] {
+            continue;
+        }
+        let IpAddr::V4(source) = SENTINEL.parse().unwrap() else { continue };
+        bytes[23] = 6;
+        bytes[26..30].copy_from_slice(&source.octets());
+        bytes[24..26].copy_from_slice(&[0, 0]);
+        let sum: u32 = bytes[14..34].chunks(2).map(|p| u32::from(u16::from_be_bytes([p[0], p[1]]))).sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+        if stack::fate(&bytes) == Fate::Judged {
+            return bytes;
+        }
+    }
+}
+
+#[test]
+fn nftables_says_what_the_parser_says_of_all_that_the_stack_accepts() {
+    let Some(stage) = Stage::new("nftables_says_what_the_parser_says_of_all_that_the_stack_accepts") else {
+        return;
+    };
+    let parser = Parser::new();
+    let mut judge = Judge::new(&stage);
+    let made: Vec<Made> = frames().filter(|made| made.bytes.len() >= ETHERNET_BYTES).collect();
+    let mut groups: BTreeMap<(Fate, bool), Vec<&Made>> = BTreeMap::new();
+    for made in &made {
+        // More than two tags: XDP looks no further, the stack does.
+        let drops = parser.drops(&with_two_tags(&made.bytes));
+        groups.entry((stack::fate(&made.bytes), drops)).or_default().push(made);
+    }
+    assert!(groups.len() == 6 && groups.values().all(|group| group.len() > 10), "too few of some");
+    let (begun, mut judged) = (Instant::now(), 0);
+    let longest = groups.values().map(Vec::len).max().unwrap_or(0);
+    // A batch of each in turn, so that a slow machine has seen some of all.
+    'time: for start in (0..longest).step_by(BATCH) {
+        for ((fate, drops), group) in &groups {
+            let Some(batch) = group.get(start..).map(|rest| &rest[..rest.len().min(BATCH)]) else { continue };
+            if batch.is_empty() {
+                continue;
+            }
+            let count = batch.len() as u64;
+            let seen = judge.send(batch);
+            let expected = match fate {
+                Fate::Judged => Seen { judged: count, dropped: if *drops { count } else { 0 } },
+                Fate::Elsewhere => Seen { judged: 0, dropped: 0 },
+                // As many as the kernel accepted of them.
+                Fate::Unsure => Seen { dropped: if *drops { seen.judged } else { 0 }, ..seen },
+            };
+            if seen != expected {
+                let wrong: Vec<String> = batch
+                    .iter()
+                    .filter_map(|made| {
+                        let seen = judge.send(&[made]);
+                        let ok = match fate {
+                            Fate::Judged => seen == Seen { judged: 1, dropped: u64::from(*drops) },
+                            Fate::Elsewhere => seen == Seen { judged: 0, dropped: 0 },
+                            Fate::Unsure => seen.dropped == if *drops { seen.judged } else { 0 },
+                        };
+                        (!ok).then(|| format!("{seen:?}: {}", shown(made)))
+                    })
+                    .take(10)
+                    .collect();
+                panic!("{fate:?}, dropped {drops}: {seen:?}, not {expected:?}\n{}", wrong.join("\n"));
+            }
+            judged += batch.len();
+            if begun.elapsed() > TIME_MAX {
+                break 'time;
+            }
+        }
+    }
+    assert!(judged > JUDGED_MIN, "{judged} in {:?}", begun.elapsed());
+}
