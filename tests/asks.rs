@@ -13,7 +13,7 @@ use blocker::{
     },
     filter::{Dialect, Fail2banOptions, Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, Offence, OffenceChange, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     policy::{
         ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Limits, Policy, SourceSpec,
     },
@@ -173,7 +173,7 @@ fn earlier_bans_survive_a_restart_until_they_are_old_or_forgiven() {
     let mut life = restart(vec![set.clone()]);
     assert_eq!(bans(&life.fail(1)), one("app", 200, 2));
     // An operator's unban forgives.
-    let request = Request::Unban { prefix: prefix(ATTACKER) };
+    let request = Request::Unban { prefix: prefix(ATTACKER), scope: None };
     let commands = life.input(Input::Operator { id: RequestId(1), request });
     let forget = Command::Remember(OffenceChange::Forget { prefix: prefix(ATTACKER), jail: "app".into() });
     assert!(commands.contains(&forget), "{commands:?}");
@@ -212,7 +212,9 @@ fn bans_by_other_jails_ban_for_long() {
     assert_eq!(life.later(999).iter().filter(|command| matches!(command, Command::Enforce(_))).count(), 0);
     assert_eq!((life.counters(1).failures, life.counters(1).bans), (2, 1));
     let commands = life.later(1);
-    assert!(commands.contains(&Command::Enforce(Change::Unban { prefix: prefix(ATTACKER) })));
+    assert!(
+        commands.contains(&Command::Enforce(Change::Unban { prefix: prefix(ATTACKER), scope: Scope::ALL }))
+    );
 }
 
 #[test]
@@ -248,6 +250,7 @@ fn a_jail_on_the_ledger_never_shortens_a_ban_nor_answers_itself_or_its_like() {
     let mut life = Life::new(vec![Jail { maxretry: 1, ..jail() }, Jail { maxretry: 1, ..recidive() }]);
     let ask = Request::Ban {
         prefix: prefix("198.51.100.0/24"),
+        scope: Scope::ALL,
         bantime: BanTime::For(secs(5)),
         reason: String::new(),
     };
@@ -259,6 +262,7 @@ fn a_jail_on_the_ledger_never_shortens_a_ban_nor_answers_itself_or_its_like() {
 fn bans_of_an_earlier_life_count_in_jails_on_the_ledger() {
     let ban = |by: Origin, since: i64| Ban {
         prefix: prefix(ATTACKER),
+        scope: Scope::ALL,
         origin: by,
         since: at(since),
         until: Until::At(at(since + 100)),

@@ -515,10 +515,9 @@ fn what_import_prints_says_at_the_place_what_it_could_not_carry_over() {
         printed.contains("jail.local:7:10: the action \"mail\" runs without its actioncheck"),
         "{printed}"
     );
-    assert!(
-        printed.contains("# iptables: bans are blocker's own, on all ports (there: tcp 22)."),
-        "{printed}"
-    );
+    for line in ["# iptables: bans are blocker's own, on all ports.", "# ban_ports = ['22/tcp']"] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
     loaded(&write(dir.path(), "printed.toml", &printed));
     // Into files; and never over what somebody has there.
     let out = dir.path().join("out");
@@ -538,10 +537,74 @@ fn the_ports_that_a_jail_asks_for_are_kept_and_shown() {
     let jail = RECIPE_JAIL.replace("action = iptables-allports\n", action);
     let (_dir, path) = recipe(&jail, "[Definition]\nfailregex = ^x <HOST>$\n");
     let config = loaded(&path);
-    let ports = config.policy.jails[0].ports.as_ref().map(ToString::to_string);
-    assert_eq!(ports.as_deref(), Some("tcp and udp 22, 8000-8010, 53"));
+    let [jail] = &config.policy.jails[..] else { panic!("{:?}", config.policy.jails) };
+    assert_eq!((jail.ports.to_string().as_str(), jail.scope.is_all()), ("22/tcp,8000-8010/tcp,53/udp", true));
     let setting = config.jails[0].settings.iter().find(|setting| setting.key == "ports");
-    assert_eq!(setting.map(|setting| &setting.value), ports.as_ref());
+    assert_eq!(setting.map(|setting| &*setting.value), Some("22/tcp,8000-8010/tcp,53/udp"));
+}
+
+#[test]
+fn an_imported_jail_bans_on_its_own_ports_where_that_is_asked_for() {
+    let action = "action = iptables-multiport[port=\"ssh,8000:8010\", protocol=tcp]\n";
+    for (action, expected, says) in [
+        (action, "22/tcp,8000-8010/tcp", ""),
+        ("action = iptables-allports[port=ssh]\n", "all", ""),
+        ("action = iptables[port=gopherspace, protocol=tcp]\n", "all", "no service \"gopherspace\""),
+    ] {
+        let jail = RECIPE_JAIL.replace("action = iptables-allports\n", action);
+        let (dir, _) = recipe(&jail, "[Definition]\nfailregex = ^x <HOST>$\n");
+        let text = "[import]\nfail2ban = 'fail2ban'\nban_ports = 'jail'\n";
+        let config = loaded(&write(dir.path(), "blocker.toml", text));
+        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(config.policy.jails[0].scope.to_string(), expected, "{action}");
+        match says {
+            "" => assert_eq!(warnings, [""; 0], "{action}"),
+            says => assert!(
+                warnings.len() == 1 && warnings[0].contains(says) && warnings[0].contains("on all ports"),
+                "{action}: {warnings:?}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn a_jail_bans_on_the_ports_it_names_and_all_others_on_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let jails = "[jail.a]\nstdin = true\nfilters = ['sshd']\n\
+                 [jail.b]\nstdin = true\nfilters = ['sshd']\nban_ports = ['ssh', '8000:8010', 'domain/udp', '23']\n\
+                 [jail.c]\nstdin = true\nfilters = ['sshd']\nban_ports = 'all'\n";
+    for (defaults, expected) in [
+        ("", ["all", "22-23/tcp,8000-8010/tcp,53/udp", "all"]),
+        ("[defaults]\nban_ports = ['https']\n", ["443/tcp", "22-23/tcp,8000-8010/tcp,53/udp", "all"]),
+    ] {
+        let config = loaded(&write(dir.path(), "a.toml", format!("{defaults}{jails}")));
+        let scopes: Vec<String> = config.policy.jails.iter().map(|jail| jail.scope.to_string()).collect();
+        assert_eq!(scopes, expected);
+        let setting = config.jails[1].settings.iter().find(|setting| setting.key == "ban_ports").unwrap();
+        assert_eq!(setting.value, expected[1]);
+        assert!(setting.at.is_some());
+    }
+    let many: String = (1..=16)
+        .map(|n| format!("[jail.j{n}]\nstdin = true\nfilters = ['sshd']\nban_ports = ['{n}']\n"))
+        .collect();
+    let one = |ports: &str| format!("[jail.a]\nstdin = true\nfilters = ['sshd']\nban_ports = {ports}\n");
+    for (text, place, says) in [
+        (one("['sssh']"), "a.toml:4:14: error: key `jail.a.ban_ports`", "there is no service \"sssh\""),
+        (one("['22', '70000']"), "a.toml:4:20: error: key `jail.a.ban_ports`", "0 to 65535"),
+        (one("['22/icmp']"), "a.toml:4:14: error: key `jail.a.ban_ports`", "no protocol with ports"),
+        (one("'ssh'"), "a.toml:4:13: error: key `jail.a.ban_ports`", "\"ssh\" is not \"all\""),
+        (one("[]"), "a.toml:4:13: error: key `jail.a.ban_ports`", "no port is named"),
+        (one("[22]"), "a.toml:4:14: error: key `jail.a.ban_ports`", "TOML integer"),
+        (many, "a.toml:64:13: error: key `jail.j16.ban_ports`", "15 different lists of ports"),
+        (
+            "[import]\nban_ports = 'yes'\n".to_owned(),
+            "a.toml:2:13: error: key `import.ban_ports`",
+            "\"jail\"",
+        ),
+    ] {
+        let errors = config::load(&write(dir.path(), "a.toml", &text)).unwrap_err().to_string();
+        assert!(errors.contains(place) && errors.contains(says), "{text}\n{errors}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use blocker::{
     enforce::{Enforcer, Entry, Health, Keep, memory::Memory, nft::Nft, xdp},
     engine::Change,
     ledger::{Ban, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for};
@@ -210,6 +210,7 @@ fn ban(text: &str, millis: u64) -> Change {
     let origin = Origin::Jail("sshd".into());
     Change::Ban(Ban {
         prefix: prefix(text),
+        scope: Scope::ALL,
         origin,
         since: now(),
         until,
@@ -220,7 +221,7 @@ fn ban(text: &str, millis: u64) -> Change {
 }
 
 fn unban(text: &str) -> Change {
-    Change::Unban { prefix: prefix(text) }
+    Change::Unban { prefix: prefix(text), scope: Scope::ALL }
 }
 
 fn allow(text: &str) -> Change {

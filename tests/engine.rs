@@ -13,7 +13,7 @@ use blocker::{
     },
     filter::{Dialect, Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, OffenceChange, Origin},
-    net::Prefix,
+    net::{Prefix, SCOPES_MAX, Scope},
     policy::{
         ActionSpec, CommandLine, Escalation, IgnoreCache, IgnoreCommand, Jail, Limits, Policy, SourceSpec,
     },
@@ -117,7 +117,10 @@ fn the_third_failure_bans_and_later_ones_do_not_ban_again() {
     assert_eq!(engine.next_timeout(), Some(at(101)));
     engine.handle(at(101), Input::Tick);
     let over = drain(&mut engine);
-    assert!(over.contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9") })), "{over:?}");
+    assert!(
+        over.contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9"), scope: Scope::ALL })),
+        "{over:?}"
+    );
 }
 
 /// Failures are counted several at once; nobody may see that.
@@ -185,8 +188,12 @@ fn operators_are_refused_what_would_lock_them_out() {
         ("203.0.113.1", "203.0.113.1"),
         ("198.51.100.9", "198.51.100.0/24"),
     ] {
-        let request =
-            Request::Ban { prefix: prefix(text), bantime: BanTime::Permanent, reason: String::new() };
+        let request = Request::Ban {
+            prefix: prefix(text),
+            scope: Scope::ALL,
+            bantime: BanTime::Permanent,
+            reason: String::new(),
+        };
         let (response, commands) = ask(&mut engine, request);
         let Response::Refused { reason } = response else { panic!("{text}: {response:?}") };
         assert!(reason.contains(says), "{text}: {reason}");
@@ -198,10 +205,110 @@ fn operators_are_refused_what_would_lock_them_out() {
 fn an_address_unbans_the_prefix_it_was_banned_with() {
     let mut engine = engine(&[], &[]);
     fail(&mut engine, 0, "2001:db8::66", 3);
-    let (response, _) = ask(&mut engine, Request::Unban { prefix: prefix("2001:db8::66") });
+    let (response, _) = ask(&mut engine, Request::Unban { prefix: prefix("2001:db8::66"), scope: None });
     assert_eq!(response, Response::Unbanned { prefixes: vec![prefix("2001:db8::/64")] });
-    let (response, _) = ask(&mut engine, Request::Unban { prefix: prefix("2001:db8::66") });
+    let (response, _) = ask(&mut engine, Request::Unban { prefix: prefix("2001:db8::66"), scope: None });
     assert!(matches!(response, Response::Refused { .. }));
+}
+
+/// What the kernel is asked to hold and to let go, in order.
+fn enforced(commands: &[Command]) -> Vec<String> {
+    let shown = commands.iter().filter_map(|command| match command {
+        Command::Enforce(Change::Ban(ban)) => Some(format!("+{} {}", ban.prefix, ban.scope)),
+        Command::Enforce(Change::Unban { prefix, scope }) => Some(format!("-{prefix} {scope}")),
+        _ => None,
+    });
+    shown.collect()
+}
+
+#[test]
+fn jails_ban_on_their_own_ports_and_each_ban_ends_on_its_own() {
+    let mut policy = policy(&[], &[]);
+    let on = |name: &str, ports: &str, maxretry, secs| Jail {
+        name: name.into(),
+        scope: ports.parse().unwrap(),
+        maxretry,
+        bantime: BanTime::For(Duration::from_secs(secs)),
+        ..policy.jails[0].clone()
+    };
+    policy.jails = vec![
+        on("ssh", "22", 2, 100),
+        on("web", "80,443", 3, 200),
+        on("all", "all", 4, 50),
+        on("web too", "443", 5, 50),
+    ];
+    let mut engine = Engine::new(at(0), policy, Kept::default());
+    // Each jail counts on while only other ports are banned, and no further once all are.
+    let commands = fail(&mut engine, 0, "203.0.113.9", 9);
+    assert_eq!(
+        enforced(&commands),
+        ["+203.0.113.9 22/tcp", "+203.0.113.9 80/tcp,443/tcp", "+203.0.113.9 all"],
+    );
+    engine.handle(at(60), Input::Tick);
+    assert_eq!(enforced(&drain(&mut engine)), ["-203.0.113.9 all"]);
+    engine.handle(at(150), Input::Tick);
+    assert_eq!(enforced(&drain(&mut engine)), ["-203.0.113.9 22/tcp"]);
+    // The ban on 80 and 443 is one on 443 for the other jail, and none on 22.
+    let commands = fail(&mut engine, 160, "203.0.113.9", 2);
+    assert_eq!(enforced(&commands), ["+203.0.113.9 22/tcp"]);
+    let offences: u32 = engine.offences().map(|offence| offence.bans).sum();
+    assert_eq!(offences, 4, "history is by address and jail, whatever the ports");
+}
+
+#[test]
+fn an_unban_lifts_every_scope_or_the_one_that_is_named() {
+    let mut engine = engine(&[], &[]);
+    let scope = |text: &str| text.parse::<Scope>().unwrap();
+    let ban = |engine: &mut Engine, who: &str, ports: &str| {
+        let (prefix, scope, reason) = (prefix(who), scope(ports), String::new());
+        ask(engine, Request::Ban { prefix, scope, bantime: BanTime::Permanent, reason }).1
+    };
+    for ports in ["80,443", "22", "all"] {
+        let commands = ban(&mut engine, "203.0.113.9", ports);
+        assert_eq!(enforced(&commands), [format!("+203.0.113.9 {}", scope(ports))]);
+    }
+    ban(&mut engine, "203.0.113.0/28", "22");
+    let first: Vec<String> = engine.desired().iter().map(|ban| ban.scope.to_string()).collect();
+    assert_eq!(first[0], "all", "{first:?}");
+    let unban = |engine: &mut Engine, who: &str, ports: Option<&str>| {
+        let (response, commands) =
+            ask(engine, Request::Unban { prefix: prefix(who), scope: ports.map(scope) });
+        match response {
+            Response::Refused { reason } => vec![reason],
+            _ => enforced(&commands),
+        }
+    };
+    let refused = unban(&mut engine, "203.0.113.9", Some("8080"));
+    assert!(refused[0].contains("is not banned on 8080/tcp"), "{refused:?}");
+    assert_eq!(unban(&mut engine, "203.0.113.9", Some("22")), ["-203.0.113.9 22/tcp"]);
+    assert_eq!(unban(&mut engine, "203.0.113.9", None), ["-203.0.113.9 all", "-203.0.113.9 80/tcp,443/tcp"],);
+    // It lies in the wider one now, on the ports of that.
+    assert_eq!(unban(&mut engine, "203.0.113.9", Some("22")), ["-203.0.113.0/28 22/tcp"]);
+    assert_eq!(engine.bans(), 0);
+}
+
+#[test]
+fn one_list_of_ports_too_many_is_refused_and_counted_and_never_widened() {
+    let mut policy = policy(&[], &[]);
+    policy.jails[0].scope = "7".parse().unwrap();
+    policy.limits.bans_max = 99;
+    let mut engine = Engine::new(at(0), policy, Kept::default());
+    let ban = |engine: &mut Engine, ports: usize| {
+        let (prefix, scope) = (prefix("203.0.113.9"), ports.to_string().parse().unwrap());
+        ask(engine, Request::Ban { prefix, scope, bantime: BanTime::Permanent, reason: String::new() })
+    };
+    for port in 1..=SCOPES_MAX {
+        assert!(matches!(ban(&mut engine, 100 + port).0, Response::Banned(_)));
+    }
+    let (response, commands) = ban(&mut engine, 99);
+    assert!(
+        matches!(&response, Response::Refused { reason } if reason.contains("15 different lists")),
+        "{response:?}"
+    );
+    assert_eq!(enforced(&commands), [""; 0]);
+    let commands = fail(&mut engine, 0, "198.51.100.66", 3);
+    assert!(commands.iter().any(|command| matches!(command, Command::Note(Event::ScopesFull { .. }))));
+    assert_eq!((enforced(&commands), engine.snapshot().scopes_full), (Vec::new(), 2));
 }
 
 #[test]
@@ -225,7 +332,8 @@ fn a_new_policy_keeps_windows_and_bans_and_lifts_what_it_allows() {
     engine.set_policy(at(1), policy(&["203.0.113.9"], &[]));
     let commands = drain(&mut engine);
     assert!(
-        commands.contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9") })),
+        commands
+            .contains(&Command::Enforce(Change::Unban { prefix: prefix("203.0.113.9"), scope: Scope::ALL })),
         "{commands:?}"
     );
     assert!(
@@ -249,7 +357,7 @@ fn a_restart_keeps_stored_bans_but_not_what_is_over_or_allowed_now() {
     let commands = drain(&mut after);
     for gone in ["203.0.113.1", "203.0.113.2"] {
         assert!(
-            commands.contains(&Command::Record(Change::Unban { prefix: prefix(gone) })),
+            commands.contains(&Command::Record(Change::Unban { prefix: prefix(gone), scope: Scope::ALL })),
             "{gone}: {commands:?}"
         );
     }
@@ -284,6 +392,7 @@ fn a_full_table_gives_up_the_automatic_ban_soonest_over() {
 fn with_many(bans: u32, bans_max: usize) -> Engine {
     let ban = |n: u32| Ban {
         prefix: Prefix::host(std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).into()),
+        scope: Scope::ALL,
         origin: Origin::Jail("sshd".into()),
         since: at(0),
         until: Until::At(at(100)),
@@ -317,7 +426,7 @@ fn bans_that_end_together_are_closed_in_turns_and_count_as_none_meanwhile() {
                 at(102),
                 Input::Operator {
                     id: RequestId(1),
-                    request: Request::Unban { prefix: prefix("11.0.9.195") },
+                    request: Request::Unban { prefix: prefix("11.0.9.195"), scope: None },
                 },
             );
         }
@@ -351,20 +460,22 @@ fn the_difference_between_ledger_and_kernel_ignores_a_second() {
         fail(&mut engine, 0, &format!("203.0.113.{last}"), 3);
     }
     let held = [
-        (prefix("203.0.113.1"), Until::At(at(100).saturating_add(Duration::from_millis(900)))),
-        (prefix("203.0.113.2"), Until::At(at(105))),
-        (prefix("203.0.113.77"), Until::Forever),
+        (Scope::ALL, prefix("203.0.113.1"), Until::At(at(100).saturating_add(Duration::from_millis(900)))),
+        (Scope::ALL, prefix("203.0.113.2"), Until::At(at(105))),
+        (Scope::ALL, prefix("203.0.113.77"), Until::Forever),
+        // Right but for what it is on.
+        ("22".parse().unwrap(), prefix("203.0.113.3"), Until::At(at(100))),
     ];
     let changes = diff(engine.desired(), held.into());
     let shown: Vec<String> = changes
         .iter()
         .map(|change| match change {
             Change::Ban(ban) => format!("+{}", ban.prefix),
-            Change::Unban { prefix } => format!("-{prefix}"),
+            Change::Unban { prefix, scope } => format!("-{prefix} {scope}"),
             other => format!("{other:?}"),
         })
         .collect();
-    assert_eq!(shown, ["-203.0.113.77", "+203.0.113.2", "+203.0.113.3"]);
+    assert_eq!(shown, ["-203.0.113.77 all", "-203.0.113.3 22/tcp", "+203.0.113.2", "+203.0.113.3"]);
 }
 
 /// One step of a random life.
@@ -372,8 +483,8 @@ fn the_difference_between_ledger_and_kernel_ignores_a_second() {
 enum Step {
     Fail(u8, usize),
     FailV6(u8),
-    Ban(u8, u8),
-    Unban(u8, u8),
+    Ban(u8, u8, u8),
+    Unban(u8, u8, Option<u8>),
     Allow(u8, u8),
     Disallow(u8, u8),
     Flush,
@@ -387,8 +498,10 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u8..16, 1_usize..5).prop_map(|(last, times)| Step::Fail(last, times)),
         2 => (0_u8..8).prop_map(Step::FailV6),
-        2 => (0_u8..16, 24_u8..=32).prop_map(|(last, length)| Step::Ban(last, length)),
-        1 => (0_u8..16, 28_u8..=32).prop_map(|(last, length)| Step::Unban(last, length)),
+        2 => (0_u8..16, 24_u8..=32, 0_u8..3)
+            .prop_map(|(last, length, scope)| Step::Ban(last, length, scope)),
+        1 => (0_u8..16, 28_u8..=32, prop::option::weighted(0.3, 0_u8..3))
+            .prop_map(|(last, length, scope)| Step::Unban(last, length, scope)),
         1 => (0_u8..16, 28_u8..=32).prop_map(|(last, length)| Step::Allow(last, length)),
         1 => (0_u8..16, 28_u8..=32).prop_map(|(last, length)| Step::Disallow(last, length)),
         1 => Just(Step::Flush),
@@ -425,7 +538,7 @@ fn asking(allow: Vec<Prefix>, protected: Vec<Prefix>) -> Policy {
     let jails = vec![
         Jail { escalation: escalation(false), ..jail("grows", 3) },
         Jail { ignore_command: Some(Arc::new(asks)), escalation: escalation(true), ..jail("asks", 2) },
-        Jail { ignoreself: false, ..jail("self", 4) },
+        Jail { ignoreself: false, scope: scope_of(1), ..jail("self", 4) },
         Jail { observe: true, ..jail("watches", 1) },
         Jail {
             sources: vec![SourceId(1)],
@@ -436,6 +549,10 @@ fn asking(allow: Vec<Prefix>, protected: Vec<Prefix>) -> Policy {
     ];
     let sources = vec![SourceSpec::File("/log".into()), SourceSpec::Ledger];
     Policy { jails, sources, allow, protected, remember: Duration::from_secs(200), ..base }
+}
+
+fn scope_of(number: u8) -> Scope {
+    ["all", "22", "80,443"][usize::from(number)].parse().unwrap()
 }
 
 fn v4(last: u8, length: u8) -> Prefix {
@@ -449,7 +566,7 @@ fn live(steps: &[Step]) -> Vec<Command> {
     let mut offences: BTreeMap<(Prefix, Arc<str>), u32> = BTreeMap::new();
     let (mut allow, mut protected): (Vec<Prefix>, Vec<Prefix>) = (Vec::new(), Vec::new());
     let mut operators: Vec<Prefix> = Vec::new();
-    let mut kernel: BTreeMap<Prefix, Until> = BTreeMap::new();
+    let mut kernel: BTreeMap<(Prefix, Scope), Until> = BTreeMap::new();
     let mut now = at(0);
     for step in steps {
         let ask =
@@ -466,10 +583,14 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 let block = block.as_bytes();
                 engine.handle(now, Input::Lines { source: SourceId(0), block, reading: Reading::Live });
             }
-            Step::Ban(last, length) => {
-                ask(&mut engine, Request::Ban { prefix: v4(*last, *length), bantime, reason: String::new() });
+            Step::Ban(last, length, scope) => {
+                let (prefix, scope, reason) = (v4(*last, *length), scope_of(*scope), String::new());
+                ask(&mut engine, Request::Ban { prefix, scope, bantime, reason });
             }
-            Step::Unban(last, length) => ask(&mut engine, Request::Unban { prefix: v4(*last, *length) }),
+            Step::Unban(last, length, scope) => {
+                let scope = scope.map(scope_of);
+                ask(&mut engine, Request::Unban { prefix: v4(*last, *length), scope });
+            }
             Step::Allow(last, length) => {
                 operators.push(v4(*last, *length));
                 ask(&mut engine, Request::Allow { prefix: v4(*last, *length) });
@@ -509,10 +630,10 @@ fn live(steps: &[Step]) -> Vec<Command> {
         for command in &commands {
             match command {
                 Command::Enforce(Change::Ban(ban)) => {
-                    kernel.insert(ban.prefix, ban.until);
+                    kernel.insert((ban.prefix, ban.scope.clone()), ban.until);
                 }
-                Command::Enforce(Change::Unban { prefix }) => {
-                    kernel.remove(prefix);
+                Command::Enforce(Change::Unban { prefix, scope }) => {
+                    kernel.remove(&(*prefix, scope.clone()));
                 }
                 Command::Enforce(Change::Flush) => kernel.clear(),
                 Command::Remember(OffenceChange::Set(offence)) => {
@@ -526,7 +647,10 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 }
                 Command::Remember(OffenceChange::ForgetAll) => offences.clear(),
                 Command::Act(Act { occasion: Occasion::Ban { ban, .. }, .. }) => {
-                    assert!(kernel.contains_key(&ban.prefix), "an action came before the kernel");
+                    assert!(
+                        kernel.contains_key(&(ban.prefix, ban.scope.clone())),
+                        "an action came before the kernel"
+                    );
                 }
                 Command::Note(Event::WouldBan(ban)) => {
                     assert_eq!(ban.origin, Origin::Jail("watches".into()), "{ban:?}");
@@ -541,7 +665,7 @@ fn live(steps: &[Step]) -> Vec<Command> {
         assert_eq!(offences, held.collect(), "store and engine remember different offences after {step:?}");
         assert!(offences.len() <= 16);
         // C2: after every step, nothing the kernel holds lies in the allowlist or covers a protected address.
-        for banned in kernel.keys() {
+        for (banned, _) in kernel.keys() {
             for allowed in allow.iter().chain(&operators) {
                 assert!(
                     !allowed.covers(*banned),
@@ -552,8 +676,8 @@ fn live(steps: &[Step]) -> Vec<Command> {
                 assert!(!banned.overlaps(*own), "{banned} is banned over the protected {own} after {step:?}");
             }
         }
-        let ledger: BTreeMap<Prefix, Until> =
-            engine.desired().iter().map(|ban| (ban.prefix, ban.until)).collect();
+        let ledger: BTreeMap<(Prefix, Scope), Until> =
+            engine.desired().iter().map(|ban| ((ban.prefix, ban.scope.clone()), ban.until)).collect();
         assert_eq!(kernel, ledger, "kernel and ledger part after {step:?}");
         assert!(engine.bans() <= 8 && engine.snapshot().tracked <= 16);
         all.extend(commands);

@@ -10,7 +10,7 @@ use blocker::{
     enforce::{Enforcer, Health, Keep, nft::Nft},
     engine::Change,
     ledger::{Ban, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -32,6 +32,7 @@ fn ban(text: &str, until: Until) -> Change {
     let origin = Origin::Operator;
     Change::Ban(Ban {
         prefix: prefix(text),
+        scope: Scope::ALL,
         origin,
         since: now(),
         until,

@@ -13,7 +13,7 @@ use blocker::{
     engine::{Change, Engine, Input, Kept, Reading, SourceId},
     filter::{Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, Offence, OffenceChange, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     policy::{Jail, Policy, SourceSpec},
     store::{Store, Stored},
     time::{Timestamp, Until},
@@ -24,6 +24,7 @@ const KILLS: u32 = 60;
 fn ban(number: u32) -> Ban {
     Ban {
         prefix: Prefix::host(std::net::Ipv4Addr::from_bits(0xcb00_7100 + number).into()),
+        scope: Scope::ALL,
         origin: Origin::Jail("sshd".into()),
         since: Timestamp::from_secs(number.into()),
         until: Until::Forever,
@@ -52,7 +53,7 @@ fn what_was_recorded_is_read_back() {
     assert!(stored.bans.is_empty() && stored.notes.is_empty());
     let prefix: Prefix = "2001:db8::/64".parse().unwrap();
     record(&mut store, &[Change::Ban(ban(1)), Change::Ban(ban(2)), Change::Allow { prefix }]);
-    record(&mut store, &[Change::Unban { prefix: ban(1).prefix }]);
+    record(&mut store, &[Change::Unban { prefix: ban(1).prefix, scope: Scope::ALL }]);
     let engine = Engine::new(Timestamp::EPOCH, Policy::default(), Kept::default());
     let positions = [("/var/log/a".to_owned(), "{}".to_owned())];
     store.keep(&positions, &engine.counted()).unwrap();
@@ -62,7 +63,7 @@ fn what_was_recorded_is_read_back() {
     assert_eq!(stored.read.positions, positions);
     assert_eq!(
         store.history(1).unwrap(),
-        [(Timestamp::from_secs(1), Change::Unban { prefix: ban(1).prefix })]
+        [(Timestamp::from_secs(1), Change::Unban { prefix: ban(1).prefix, scope: Scope::ALL })]
     );
     record(&mut store, &[Change::Flush, Change::Disallow { prefix }]);
     store.rewrite([Change::Ban(ban(9))], Vec::new(), &[], &engine.counted()).unwrap();
@@ -326,6 +327,42 @@ fn an_older_ledger_tells_from_its_history_who_was_banned() {
         assert_eq!(recent, [ban(1).prefix, ban(2).prefix, ban(1).prefix]);
         assert_eq!(store.recent_bans(Timestamp::from_micros(5), 0).unwrap(), []);
     }
+}
+
+#[test]
+fn a_prefix_is_kept_with_all_its_scopes_and_an_older_ledger_is_read_as_on_all_ports() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = reopen(folder.path());
+    drop(store);
+    // Back to layout 4, as the version before wrote it.
+    let connection = rusqlite::Connection::open(folder.path().join("blocker.db")).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE ban; CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
+             PRAGMA user_version = 4;",
+        )
+        .unwrap();
+    let json = serde_json::to_string(&ban(1)).unwrap();
+    assert!(!json.contains("scope"), "{json}");
+    connection.execute("INSERT INTO ban VALUES ('203.0.113.1', ?1)", [json]).unwrap();
+    drop(connection);
+    let (mut store, stored) = reopen(folder.path());
+    assert_eq!((stored.bans, stored.notes), (vec![ban(1)], Vec::new()));
+    let on = |ports: &str| Ban { scope: ports.parse().unwrap(), ..ban(1) };
+    let unban = |ports: &str| Change::Unban { prefix: ban(1).prefix, scope: ports.parse().unwrap() };
+    record(&mut store, &[Change::Ban(on("22")), Change::Ban(on("80,443")), Change::Ban(on("22"))]);
+    drop(store);
+    let (mut store, stored) = reopen(folder.path());
+    assert_eq!(stored.bans, [on("22"), on("80,443"), ban(1)]);
+    record(&mut store, &[unban("22"), unban("23"), unban("all")]);
+    drop(store);
+    let (store, stored) = reopen(folder.path());
+    assert_eq!(stored.bans, [on("80,443")]);
+    let served = store.served(Timestamp::EPOCH, 0).unwrap();
+    let served: Vec<(Prefix, String)> =
+        served.into_iter().map(|(prefix, scope, ..)| (prefix, scope.to_string())).collect();
+    // The one on all ports began before this history.
+    assert_eq!(served, [(ban(1).prefix, "22/tcp".to_owned())]);
 }
 
 #[test]

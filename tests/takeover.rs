@@ -12,6 +12,7 @@ use std::{
 use blocker::{
     config,
     ledger::Origin,
+    net::Scope,
     store::{Store, read_former_bans},
     time::{BanTime, Timestamp, Until},
 };
@@ -106,11 +107,11 @@ fn every_ban_that_fail2ban_would_restore_is_taken_over_once_with_its_end() {
     assert_eq!(expected.len(), 6, "{expected:?}");
     let rows = read_former_bans(&path).unwrap();
     assert!(rows.len() == 8 && rows.iter().all(|row| row.failures == 7), "{rows:?}");
-    let bantime = |_: &str| BanTime::For(Duration::from_secs(600));
+    let rules = |_: &str| (BanTime::For(Duration::from_secs(600)), Scope::ALL);
     let instant = Timestamp::from_secs(instant);
     let state = folder.path().join("state");
     let (mut store, stored) = Store::open(&state).unwrap();
-    let taken = store.take_over(&path, &stored.bans, &stored.offences, instant, &bantime).unwrap().unwrap();
+    let taken = store.take_over(&path, &stored.bans, &stored.offences, instant, &rules).unwrap().unwrap();
     let found: BTreeMap<String, i64> = taken
         .bans
         .iter()
@@ -128,7 +129,7 @@ fn every_ban_that_fail2ban_would_restore_is_taken_over_once_with_its_end() {
     assert_eq!(stored.bans.len(), expected.len());
     assert!(stored.bans.iter().all(|ban| matches!(&ban.origin, Origin::Jail(_))));
     assert_eq!(stored.offences.len(), 7);
-    assert_eq!(store.take_over(&path, &[], &[], instant, &bantime).unwrap(), None);
+    assert_eq!(store.take_over(&path, &[], &[], instant, &rules).unwrap(), None);
 }
 
 #[test]
@@ -144,10 +145,10 @@ fn what_is_no_database_of_fail2bans_takes_nothing_over_and_is_tried_again() {
     fs::write(&empty, "").unwrap();
     let other = folder.path().join("other");
     rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE bans(x)").unwrap();
-    let bantime = |_: &str| BanTime::Permanent;
+    let rules = |_: &str| (BanTime::Permanent, Scope::ALL);
     for path in [&fifo, &garbage, &empty, &other, &folder.path().join("absent")] {
         for _ in 0..2 {
-            let refused = store.take_over(path, &[], &[], Timestamp::EPOCH, &bantime).unwrap_err();
+            let refused = store.take_over(path, &[], &[], Timestamp::EPOCH, &rules).unwrap_err();
             assert!(refused.to_string().contains("read fail2ban's bans in"), "{refused}");
         }
     }

@@ -11,7 +11,7 @@ use blocker::{
     enforce::{EnforceError, Enforcer as _, Health, Keep, xdp},
     engine::Change,
     ledger::{Ban, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped};
@@ -108,6 +108,7 @@ fn ban(text: &str, span: Option<Duration>) -> Change {
     let prefix = prefix(text);
     Change::Ban(Ban {
         prefix,
+        scope: Scope::ALL,
         origin: Origin::Operator,
         since: now(),
         until,
@@ -172,7 +173,7 @@ fn prefixes_nest_and_the_allowlist_passes_inside_them() {
     std::thread::sleep(Duration::from_millis(1_200));
     // The /16 is over; the /8 around it is not, and nobody swept.
     check(&mut stage, &cases);
-    stage.apply(&[Change::Unban { prefix: prefix("10.0.0.0/8") }]);
+    stage.apply(&[Change::Unban { prefix: prefix("10.0.0.0/8"), scope: Scope::ALL }]);
     check(&mut stage, &[("10.9.9.9", XDP_PASS), ("10.1.9.9", XDP_PASS)]);
     stage.apply(&[Change::Disallow { prefix: prefix("2001:db8:7::7") }]);
     check(&mut stage, &[("2001:db8:7::7", XDP_DROP)]);

@@ -12,6 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod scope;
+
+pub use scope::{PORT_RANGES_MAX, PortRange, Protocol, SCOPES_MAX, Scope};
+
 /// The longest text that can be an address: eight groups of four, the last two as dotted decimal (RFC 4291 2.2).
 pub const ADDRESS_BYTES_MAX: usize = 45;
 

@@ -26,8 +26,8 @@ pub fn ledger_after(commands: &[Command], bans_max: usize) -> Ledger {
             Command::Record(Change::Ban(ban)) => {
                 ledger.open(ban.clone());
             }
-            Command::Record(Change::Unban { prefix }) => {
-                ledger.close(*prefix);
+            Command::Record(Change::Unban { prefix, scope }) => {
+                ledger.close(*prefix, scope);
             }
             Command::Record(Change::Flush) => ledger = Ledger::new(bans_max),
             _ => {}

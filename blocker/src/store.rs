@@ -28,13 +28,15 @@ use crate::{
 mod fail2ban;
 mod reading;
 
-pub use fail2ban::{FORMER_BANS_MAX, FormerBan, TakenOver, read as read_former_bans, taken_over};
+pub use fail2ban::{
+    FORMER_BANS_MAX, FormerBan, FormerRules, TakenOver, read as read_former_bans, taken_over,
+};
 
 use reading::Written;
 pub use reading::{Read, Served};
 
 /// The version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 /// Layout 1.
 const TABLES: &str = "
     CREATE TABLE ban(prefix TEXT PRIMARY KEY, ban TEXT NOT NULL) WITHOUT ROWID;
@@ -53,6 +55,15 @@ const OFFENCES: &str = "
 /// What layout 3 adds: the databases that bans were taken over from, once each.
 const IMPORTED: &str = "
     CREATE TABLE imported(path TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;";
+/// What layout 5 adds: a prefix may be banned in several scopes, each of them `all` or a list of ports.
+const SCOPES: &str = "
+    ALTER TABLE ban RENAME TO ban_on_all_ports;
+    CREATE TABLE ban(prefix TEXT NOT NULL, scope TEXT NOT NULL, ban TEXT NOT NULL, PRIMARY KEY(prefix, scope))
+        WITHOUT ROWID;
+    INSERT INTO ban SELECT prefix, 'all', ban FROM ban_on_all_ports;
+    DROP TABLE ban_on_all_ports;";
+/// The steps from each layout to the next.
+const STEPS: [&str; SCHEMA_VERSION as usize] = [TABLES, OFFENCES, IMPORTED, reading::TABLES, SCOPES];
 /// Rows of history kept; the oldest go first.
 pub const HISTORY_MAX: i64 = 100_000;
 /// How many recorded changes pass between two prunings of the history.
@@ -168,13 +179,11 @@ impl Store {
         // when the time is right.
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
-        match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
-            SCHEMA_VERSION => {}
-            0 => migrate(&connection, &[TABLES, OFFENCES, IMPORTED, reading::TABLES])?,
-            1 => migrate(&connection, &[OFFENCES, IMPORTED, reading::TABLES])?,
-            2 => migrate(&connection, &[IMPORTED, reading::TABLES])?,
-            3 => migrate(&connection, &[reading::TABLES])?,
-            newer => return Err(Unusable::Newer(newer)),
+        let version = connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
+        match usize::try_from(version).ok().and_then(|version| STEPS.get(version..)) {
+            Some([]) => {}
+            Some(steps) => migrate(&connection, steps)?,
+            None => return Err(Unusable::Newer(version)),
         }
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if check != "ok" {
@@ -186,7 +195,7 @@ impl Store {
 
     fn read(connection: &Connection) -> Result<Stored, Unusable> {
         let mut stored = Stored::default();
-        let mut bans = connection.prepare("SELECT ban FROM ban ORDER BY prefix")?;
+        let mut bans = connection.prepare("SELECT ban FROM ban ORDER BY prefix, scope")?;
         for json in bans.query_map([], |row| row.get::<_, String>(0))? {
             let json = json?;
             stored.bans.push(
@@ -399,11 +408,14 @@ fn apply(transaction: &rusqlite::Transaction<'_>, change: &Change) -> Result<(),
             let json = serde_json::to_string(ban)
                 .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
             transaction
-                .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2)")?
-                .execute(params![ban.prefix.to_string(), json])
+                .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2, ?3)")?
+                .execute(params![ban.prefix.to_string(), ban.scope.to_string(), json])
                 .map(drop)
         }
-        Change::Unban { prefix } => run("DELETE FROM ban WHERE prefix = ?1", prefix),
+        Change::Unban { prefix, scope } => transaction
+            .prepare_cached("DELETE FROM ban WHERE prefix = ?1 AND scope = ?2")?
+            .execute([prefix.to_string(), scope.to_string()])
+            .map(drop),
         Change::Allow { prefix } => run("INSERT OR REPLACE INTO allow VALUES (?1)", prefix),
         Change::Disallow { prefix } => run("DELETE FROM allow WHERE prefix = ?1", prefix),
         Change::Flush => transaction.execute("DELETE FROM ban", []).map(drop),

@@ -17,6 +17,7 @@ use blocker::{
         fail2ban::{ActionUse, FAIL2BAN_VERSION, JailSpec, read_jails},
     },
     filter::{FilterSpec, Pattern, Place},
+    net::Scope,
     policy::{Jail, Policy},
 };
 use serde::Deserialize;
@@ -266,7 +267,7 @@ fn decisions(policy: &Policy) -> Vec<String> {
             spec
         });
         let filters: Vec<FilterSpec> = filters.collect();
-        let jail = Jail { filters: Vec::new(), sources: Vec::new(), ports: None, ..jail.clone() };
+        let jail = Jail { filters: Vec::new(), sources: Vec::new(), ports: Scope::ALL, ..jail.clone() };
         format!("{jail:#?}\n{sources:#?}\n{filters:#?}")
     });
     [format!("{:?}", policy.allow)].into_iter().chain(jails).collect()

@@ -16,7 +16,7 @@ use blocker::{
     enforce::{Enforcer, Keep, memory::Memory, nft::Nft, xdp},
     engine::Change,
     ledger::{Ban, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 use blocker_ebpf::packet::{self, Source};
@@ -62,6 +62,7 @@ fn changes() -> Vec<Change> {
     let ban = |text: &str| {
         Change::Ban(Ban {
             prefix: text.parse().unwrap(),
+            scope: Scope::ALL,
             origin: Origin::Operator,
             since: now(),
             until: Until::Forever,

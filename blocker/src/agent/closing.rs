@@ -87,7 +87,11 @@ impl Closing {
             return;
         }
         for change in changes {
+            // A connection to another port than those of the ban goes on.
             let Change::Ban(ban) = change else { continue };
+            if !ban.scope.is_all() {
+                continue;
+            }
             if self.waiting.len() >= WAITING_MAX {
                 self.look_at_all();
             }
@@ -171,6 +175,7 @@ mod tests {
     use super::*;
     use crate::{
         ledger::{Ban, Origin},
+        net::Scope,
         time::{Timestamp, Until},
     };
 
@@ -192,6 +197,7 @@ mod tests {
         let ban = |number: usize| {
             Change::Ban(Ban {
                 prefix: Prefix::host(IpAddr::from(u32::try_from(number).unwrap().to_be_bytes())),
+                scope: Scope::ALL,
                 origin: Origin::Operator,
                 since: Timestamp::EPOCH,
                 until: Until::Forever,

@@ -51,14 +51,17 @@ fn of_ban(ban: &Ban) -> Vec<(String, String)> {
         Until::Forever => "-1".to_owned(),
     };
     let value = |name: &str, value: String| (name.to_owned(), value);
-    vec![
+    let ports = (!ban.scope.is_all()).then(|| value("BLOCKER_PORTS", ban.scope.to_string()));
+    let mut variables = vec![
         value("BLOCKER_IP", ban.prefix.to_string()),
         value("BLOCKER_FAILURES", ban.failures.to_string()),
         value("BLOCKER_BANTIME", bantime),
         value("BLOCKER_BANCOUNT", ban.count.to_string()),
         value("BLOCKER_TIME", ban.since.as_secs().to_string()),
         family(ban.prefix.address().is_ipv4()),
-    ]
+    ];
+    variables.extend(ports);
+    variables
 }
 
 /// A line each, the latest ones when not all fit, and in none of them anything that steers a terminal.

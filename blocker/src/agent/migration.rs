@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::{
     config::Config,
-    net::Prefix,
+    net::{Prefix, Scope},
     store::{Store, Stored},
     time::{BanTime, Timestamp},
 };
@@ -14,12 +14,12 @@ use crate::{
 /// Adds fail2ban's bans to what was stored. A database that is not there is no fault: fail2ban may never have run.
 pub(super) fn take_over(config: &Config, store: &mut Store, stored: &mut Stored, now: Timestamp) {
     let Some(path) = config.former_bans.as_ref().filter(|path| path.exists()) else { return };
-    let bantime = |jail: &str| {
-        let jail = config.policy.jails.iter().find(|known| &*known.name == jail);
+    let rules = |jail: &str| match config.policy.jails.iter().find(|known| &*known.name == jail) {
+        Some(jail) => (jail.bantime, jail.scope.clone()),
         // fail2ban's own default.
-        jail.map_or(BanTime::For(std::time::Duration::from_secs(600)), |jail| jail.bantime)
+        None => (BanTime::For(std::time::Duration::from_secs(600)), Scope::ALL),
     };
-    match store.take_over(path, &stored.bans, &stored.offences, now, &bantime) {
+    match store.take_over(path, &stored.bans, &stored.offences, now, &rules) {
         Ok(None) => {}
         Ok(Some(taken)) => {
             let unusable = match taken.unusable {
@@ -31,8 +31,9 @@ pub(super) fn take_over(config: &Config, store: &mut Store, stored: &mut Stored,
                 path.display(),
                 taken.bans.len()
             );
-            let taken_prefixes: BTreeSet<Prefix> = taken.bans.iter().map(|ban| ban.prefix).collect();
-            stored.bans.retain(|held| !taken_prefixes.contains(&held.prefix));
+            let replaced: BTreeSet<(Prefix, &Scope)> =
+                taken.bans.iter().map(|ban| (ban.prefix, &ban.scope)).collect();
+            stored.bans.retain(|held| !replaced.contains(&(held.prefix, &held.scope)));
             stored.bans.extend(taken.bans);
             stored.offences.extend(taken.offences);
         }

@@ -370,11 +370,12 @@ impl Agent {
         );
         for jail in &self.config.policy.jails {
             info!(
-                "[{}] maxretry {} in {}, ban {}",
+                "[{}] maxretry {} in {}, ban {}{}",
                 jail.name,
                 jail.maxretry,
                 crate::time::span_text(jail.findtime),
-                jail.bantime
+                jail.bantime,
+                note::on(&jail.scope)
             );
         }
         for jail in &self.config.policy.jails {

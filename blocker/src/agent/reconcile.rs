@@ -97,7 +97,7 @@ impl Agent {
             if !allowed.is_empty() {
                 self.enforcer.apply(&allowed, instant)?;
             }
-            let actual: Vec<_> = entries.iter().map(|entry| (entry.prefix, entry.until)).collect();
+            let actual = entries.into_iter().map(|entry| (entry.scope, entry.prefix, entry.until)).collect();
             Ok(Difference::new(actual))
         };
         compare().map_err(|error: crate::enforce::EnforceError| error.to_string())

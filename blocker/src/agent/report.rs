@@ -1,6 +1,9 @@
 //! `status` and `bans`: what the engine, the kernel, the sources and the process say of themselves, in one answer.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use serde_json::Value;
 
@@ -10,8 +13,8 @@ use crate::{
     enforce::xdp,
     engine::Ending,
     ledger::{Ban, Origin},
-    net::Prefix,
-    policy::SourceSpec,
+    net::{Prefix, Scope},
+    policy::{Jail, SourceSpec},
     time::{Timestamp, Until},
 };
 
@@ -52,7 +55,8 @@ impl Agent {
             already_banned: counters.already_banned,
             bans_made: counters.bans,
             bans: bans_of.get(&**name).copied().unwrap_or(0),
-            observe: self.config.policy.jails.iter().any(|jail| jail.name == *name && jail.observe),
+            scope: self.jail(name).map_or(Scope::ALL, |jail| jail.scope.clone()),
+            observe: self.jail(name).is_some_and(|jail| jail.observe),
             would_ban: counters.would_ban,
             ignored: counters.ignored,
             unanswered: counters.unanswered,
@@ -103,6 +107,7 @@ impl Agent {
             tracked_evicted: snapshot.evicted,
             tracked_turned_away: snapshot.turned_away,
             bans_refused: snapshot.gave_way + snapshot.table_full,
+            scopes_refused: snapshot.scopes_full,
             offenders: snapshot.offenders,
             offenders_max: self.config.policy.limits.offenders_max,
             offenders_gave_way: snapshot.offenders_gave_way,
@@ -122,6 +127,10 @@ impl Agent {
             warnings,
         };
         serde_json::to_value(status).map_err(|error| CallError::failed(&error.to_string()))
+    }
+
+    fn jail(&self, name: &str) -> Option<&Jail> {
+        self.config.policy.jails.iter().find(|jail| *jail.name == *name)
     }
 
     fn sources(&self) -> Vec<SourceStatus> {
@@ -170,20 +179,21 @@ impl Agent {
     /// The kernel's entries with what the ledger knows of them, and the ledger's that the kernel lacks.
     pub(super) fn bans(&mut self) -> Result<Value, CallError> {
         let entries = self.enforcer.entries(now()).map_err(|error| CallError::failed(&error.to_string()))?;
-        let held: BTreeMap<Prefix, _> = entries.iter().map(|entry| (entry.prefix, entry)).collect();
+        let held: BTreeMap<(Prefix, &Scope), _> =
+            entries.iter().map(|entry| ((entry.prefix, &entry.scope), entry)).collect();
         let ledger = self.engine.desired();
-        let known: BTreeMap<Prefix, _> = ledger.iter().map(|ban| (ban.prefix, ban)).collect();
-        let mut prefixes: Vec<Prefix> = held.keys().chain(known.keys()).copied().collect();
-        prefixes.sort_unstable();
-        prefixes.dedup();
+        let known: BTreeMap<(Prefix, &Scope), _> =
+            ledger.iter().map(|ban| ((ban.prefix, &ban.scope), ban)).collect();
+        let identities: BTreeSet<(Prefix, &Scope)> = held.keys().chain(known.keys()).copied().collect();
         let escalates = |ban: &Ban| {
             let mut jails = self.config.policy.jails.iter();
             ban.count > 1 && jails.any(|jail| *jail.name == *origin(&ban.origin) && jail.escalation.is_some())
         };
-        let rows = prefixes.into_iter().map(|prefix| {
-            let (entry, ban) = (held.get(&prefix), known.get(&prefix));
+        let rows = identities.into_iter().map(|identity| {
+            let (entry, ban) = (held.get(&identity), known.get(&identity));
             BanRow {
-                prefix,
+                prefix: identity.0,
+                scope: identity.1.clone(),
                 jail: ban.map_or("-", |ban| origin(&ban.origin)).to_owned(),
                 since: ban.map(|ban| ban.since),
                 until: entry.map(|entry| entry.until).or(ban.map(|ban| ban.until)).and_then(end),

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     control::protocol::{BanRow, Status},
     engine::Response,
+    net::SCOPES_MAX,
     time::{Timestamp, Until, span_text},
 };
 
@@ -31,10 +32,15 @@ fn bans(rows: &[BanRow], now: Timestamp) -> String {
     if rows.is_empty() {
         return "nobody is banned\n".to_owned();
     }
-    let mut table = table(&["address", "jail", "since", "until", "failures", "ban", "dropped", ""]);
+    // Nearly always every ban is on all ports.
+    let some_on_ports = rows.iter().any(|row| !row.scope.is_all());
+    let ports = |text: &str| some_on_ports.then(|| text.to_owned());
+    let head = ["jail", "since", "until", "failures", "ban", "dropped", ""].map(str::to_owned);
+    let head: Vec<String> = ["address".to_owned()].into_iter().chain(ports("ports")).chain(head).collect();
+    let mut table = table(&head.iter().map(String::as_str).collect::<Vec<_>>());
     for row in rows {
-        table.add_row([
-            row.prefix.to_string(),
+        let first = [row.prefix.to_string()].into_iter().chain(ports(&row.scope.to_string()));
+        table.add_row(first.chain([
             clean(&row.jail),
             row.since.map_or_else(|| "-".to_owned(), local),
             row.until.map_or_else(|| "forever".to_owned(), |until| ends(until, now)),
@@ -42,7 +48,7 @@ fn bans(rows: &[BanRow], now: Timestamp) -> String {
             if row.count == 0 { "-".to_owned() } else { format!("#{}", row.count) },
             row.packets.to_string(),
             if row.in_kernel { clean(&row.reason) } else { "NOT IN THE KERNEL".to_owned() },
-        ]);
+        ]));
     }
     format!("{table}\n")
 }
@@ -66,6 +72,10 @@ fn status(status: &Status) -> String {
         "bans",
         format!("{} of at most {}, {} did not fit", status.bans, status.bans_max, status.bans_refused),
     );
+    if status.scopes_refused > 0 {
+        let refused = status.scopes_refused;
+        line("", format!("{refused} not made: bans are on {SCOPES_MAX} different lists of ports at most"));
+    }
     line("dropped", format!("{} packets, {} bytes", status.packets, status.bytes));
     line("closed", connections(status));
     line(
@@ -142,6 +152,9 @@ fn asks(status: &Status) -> String {
     let mut text = String::new();
     for jail in &status.jails {
         let mut said = Vec::new();
+        if !jail.scope.is_all() {
+            said.push(format!("bans on {} only", jail.scope));
+        }
         if jail.observe || jail.would_ban > 0 {
             said.push(format!("would have banned {}", jail.would_ban));
         }
@@ -194,10 +207,13 @@ fn response(response: &Response) -> String {
         prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     match response {
-        Response::Banned(ban) => match ban.until {
-            Until::At(end) => format!("banned {} until {}\n", ban.prefix, ends(end, ban.since)),
-            Until::Forever => format!("banned {} until it is unbanned\n", ban.prefix),
-        },
+        Response::Banned(ban) => {
+            let on = if ban.scope.is_all() { String::new() } else { format!(" on {}", ban.scope) };
+            match ban.until {
+                Until::At(end) => format!("banned {}{on} until {}\n", ban.prefix, ends(end, ban.since)),
+                Until::Forever => format!("banned {}{on} until it is unbanned\n", ban.prefix),
+            }
+        }
         Response::Unbanned { prefixes } => format!("unbanned {}\n", list(prefixes)),
         Response::Allowed { prefix, lifted } if lifted.is_empty() => format!("{prefix} is never dropped\n"),
         Response::Allowed { prefix, lifted } => {
@@ -255,6 +271,7 @@ fn is_safe(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Scope;
 
     #[test]
     fn nothing_that_steers_a_terminal_is_shown_raw() {
@@ -269,6 +286,7 @@ mod tests {
     fn bans_are_listed_with_their_end_and_drops() {
         let row = BanRow {
             prefix: "203.0.113.9".parse().unwrap(),
+            scope: Scope::ALL,
             jail: "ssh\u{1b}[31md".to_owned(),
             since: Some(Timestamp::from_secs(100)),
             until: Some(Timestamp::from_secs(700)),
@@ -280,8 +298,10 @@ mod tests {
             reason: String::new(),
             in_kernel: true,
         };
-        let shown =
-            bans(&[row.clone(), BanRow { until: None, in_kernel: false, ..row }], Timestamp::from_secs(100));
+        let shown = bans(
+            &[row.clone(), BanRow { until: None, in_kernel: false, ..row.clone() }],
+            Timestamp::from_secs(100),
+        );
         assert!(
             shown.contains("203.0.113.9")
                 && shown.contains("(in 10m)")
@@ -290,7 +310,13 @@ mod tests {
             "{shown}"
         );
         assert!(shown.contains("forever") && shown.contains("NOT IN THE KERNEL"), "{shown}");
-        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+        assert!(!shown.contains('\u{1b}') && !shown.contains("ports"), "{shown:?}");
+        let on_ports = BanRow { scope: "22,80".parse().unwrap(), ..row.clone() };
+        let shown = bans(&[row, on_ports], Timestamp::from_secs(100));
+        assert!(
+            shown.contains("ports") && shown.contains(" 22/tcp,80/tcp ") && shown.contains(" all "),
+            "{shown}"
+        );
         assert_eq!(bans(&[], Timestamp::EPOCH), "nobody is banned\n");
     }
 }

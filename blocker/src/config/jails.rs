@@ -4,13 +4,13 @@
 //! it came from, and what could not be used with the reason.
 #![forbid(unsafe_code)]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use crate::{
     engine::SourceId,
     filter::{Filter, Place},
-    net::Prefix,
-    policy::{ActionSpec, Escalation, IgnoreCommand, Jail, PortSpec, SourceSpec},
+    net::{Prefix, SCOPES_MAX, Scope},
+    policy::{ActionSpec, Escalation, IgnoreCommand, Jail, SourceSpec},
     time::{BanTime, span_text},
 };
 
@@ -103,7 +103,9 @@ pub(super) struct Rules {
     pub(super) observe: Placed<bool>,
     pub(super) actions: Placed<Vec<Arc<ActionSpec>>>,
     pub(super) maxmatches: Placed<u32>,
-    pub(super) ports: Option<PortSpec>,
+    pub(super) scope: Placed<Scope>,
+    /// What fail2ban would drop.
+    pub(super) ports: Scope,
 }
 
 impl Rules {
@@ -121,7 +123,8 @@ impl Rules {
             observe: Placed::default(false),
             actions: Placed::default(Vec::new()),
             maxmatches: Placed::default(5),
-            ports: None,
+            scope: Placed::default(Scope::ALL),
+            ports: Scope::ALL,
         }
     }
 
@@ -132,7 +135,10 @@ impl Rules {
         let ignorecommand =
             self.ignorecommand.value.as_ref().map_or_else(String::new, |asked| asked.command.to_string());
         let setting = |key, value, at: &Option<Place>| Setting { key, value, at: at.clone() };
-        let ports = self.ports.iter().map(|ports| setting("ports", ports.to_string(), &self.actions.at));
+        let there =
+            (!self.ports.is_all()).then(|| setting("ports", self.ports.to_string(), &self.actions.at));
+        let here = self.scope.at.is_some() || !self.scope.value.is_all();
+        let here = here.then(|| setting("ban_ports", self.scope.value.to_string(), &self.scope.at));
         let mut settings = vec![
             setting("maxretry", self.maxretry.value.to_string(), &self.maxretry.at),
             setting("findtime", span_text(self.findtime.value), &self.findtime.at),
@@ -146,8 +152,9 @@ impl Rules {
             setting("escalation", escalation, &self.escalation.at),
             setting("ignorecommand", ignorecommand, &self.ignorecommand.at),
         ];
-        // Kept and shown; a ban is on all ports.
-        settings.extend(ports);
+        settings.extend(here);
+        // As fail2ban has it: shown, and no more.
+        settings.extend(there);
         settings
     }
 }
@@ -204,6 +211,7 @@ impl Jails {
                 observe: draft.rules.observe.value,
                 actions: draft.rules.actions.value.clone(),
                 maxmatches: draft.rules.maxmatches.value,
+                scope: draft.rules.scope.value.clone(),
                 ports: draft.rules.ports.clone(),
             });
         }
@@ -217,6 +225,14 @@ impl Jails {
             filters: draft.filter_names,
         });
         true
+    }
+
+    /// Whether bans of one more jail may have this scope, [`SCOPES_MAX`] different ones being the most.
+    pub(super) fn has_room_for(&self, scope: &Scope) -> bool {
+        let scopes: BTreeSet<&Scope> = self.jails.iter().map(|jail| &jail.scope).collect();
+        scope.is_all()
+            || scopes.contains(scope)
+            || scopes.iter().filter(|scope| !scope.is_all()).count() < SCOPES_MAX
     }
 
     fn source(&mut self, spec: &SourceSpec) -> Option<SourceId> {

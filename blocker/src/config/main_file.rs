@@ -12,16 +12,17 @@ use toml::de::DeTable;
 use super::{
     Backend, Config, EnforceConfig, Interfaces,
     diagnostic::{Document, Findings, suggest},
-    fail2ban,
+    fail2ban::{self, BanPorts},
     filters::{self, FilterStore},
     jails::{self, Draft, JailState, Jails, Origin, Rules},
-    reader::{Reader, Table},
+    reader::{Reader, Table, Value},
     rules::{self, RULE_KEYS, TomlRules},
     sockets::{self, NAMING_KEYS, SOCKET_KEYS},
     syntax_error,
 };
 use crate::{
     filter::{Filter, FilterSpec, LINE_BYTES_MAX},
+    net::SCOPES_MAX,
     policy::{ActionSpec, ContainerFormat, JournalMatches, Limits, Policy, SourceSpec},
     time::span_text,
 };
@@ -290,6 +291,11 @@ fn own_jails(
             let table = Table { entries, key: &key };
             let mut rules = rules.clone();
             rules.read(reader, table, actions);
+            if !jails.has_room_for(&rules.rules.scope.value) {
+                let at = reader.value(table, "ban_ports").map_or(name.span(), Value::span);
+                let message = format!("jails have {SCOPES_MAX} different lists of ports already");
+                reader.error(at, &table.key_of("ban_ports"), message, "give several jails the same list");
+            }
             let draft = jail(reader, table, (name.get_ref(), name.span()), rules.rules, filters, jails);
             if !jails.add(draft) {
                 let message = format!("more than {} sources in all", jails::SOURCES_MAX);
@@ -516,7 +522,18 @@ fn inline_filter(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Optio
 fn import(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config, jails: &mut Jails) {
     let Some((entries, span)) = reader.table(root, "import") else { return };
     let table = Table { entries, key: "import" };
-    reader.only(table, &["fail2ban"]);
+    reader.only(table, &["fail2ban", "ban_ports"]);
+    let mut ban_ports = BanPorts::All;
+    if let Some((text, span)) = reader.text(table, "ban_ports") {
+        match text {
+            "all" => {}
+            "jail" => ban_ports = BanPorts::Jail,
+            _ => {
+                let hint = "write \"all\", or \"jail\" for the ports that each jail names";
+                reader.error(span, "import.ban_ports", format!("{text:?} is neither of both"), hint);
+            }
+        }
+    }
     let Some((text, at)) = reader.text(table, "fail2ban") else {
         if reader.value(table, "fail2ban").is_none() {
             let hint = "add fail2ban = \"/etc/fail2ban\"";
@@ -530,7 +547,7 @@ fn import(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config, jails: 
         reader.error(at, "import.fail2ban", message, "name the directory that holds jail.conf or jail.local");
         return;
     }
-    let memory = fail2ban::import(&dir, reader.findings, jails, &mut config.policy.allow);
+    let memory = fail2ban::import(&dir, ban_ports, reader.findings, jails, &mut config.policy.allow);
     config.former_bans = memory.bans;
     if reader.value(root, "dbpurgeage").is_none() {
         config.policy.remember = memory.remember.unwrap_or(config.policy.remember);

@@ -17,12 +17,15 @@ mod jails;
 mod main_file;
 mod reader;
 mod rules;
+mod services;
 mod sockets;
 
 pub use diagnostic::{ConfigErrors, DIAGNOSTICS_MAX, Diagnostic, FILE_BYTES_MAX, Severity, place_text};
 pub use fail2ban::{read_fail2ban_filter, read_fail2ban_filter_file};
 pub use filters::{BUILT_IN, read_filter, read_filter_file};
 pub use jails::{JAIL_NAME_BYTES_MAX, JailReport, JailState, Origin, SOURCES_MAX, Setting};
+
+pub use services::service_port;
 
 pub(crate) use diagnostic::suggest;
 use diagnostic::{Document, Findings};

@@ -10,9 +10,11 @@ use super::{
     diagnostic::suggest,
     jails::Rules,
     reader::{Reader, Table, Value},
+    services::service_port,
 };
 use crate::{
     filter::Place,
+    net::{PortRange, Scope},
     policy::{
         ActionSpec, CommandLine, Escalation, Formula, FormulaError, IGNORE_TIMEOUT, IgnoreCache,
         IgnoreCommand, MATCHES_MAX, MULTIPLIERS_MAX, TIMEOUT_MAX,
@@ -21,10 +23,11 @@ use crate::{
 };
 
 /// Keys of `[defaults]`, each of them also a jail's.
-pub(super) const RULE_KEYS: [&str; 11] = [
+pub(super) const RULE_KEYS: [&str; 12] = [
     "maxretry",
     "findtime",
     "bantime",
+    "ban_ports",
     "ignoreip",
     "ipv6_prefix",
     "ignoreself",
@@ -74,6 +77,7 @@ impl TomlRules {
         rules.maxretry.replace(reader.number(table, "maxretry", 1..10_001).map(small));
         rules.findtime.replace(reader.find_time(table, "findtime"));
         rules.bantime.replace(reader.ban_time(table, "bantime"));
+        rules.scope.replace(scope(reader, table, "ban_ports"));
         rules.ignoreip.replace(reader.prefixes(table, "ignoreip"));
         let length = |(n, at): (u64, _)| (u8::try_from(n).unwrap_or(128), at);
         rules.ipv6_prefix.replace(reader.number(table, "ipv6_prefix", 1..129).map(length));
@@ -167,6 +171,37 @@ impl TomlRules {
             Arc::new(IgnoreCommand { cache, ..asked.clone() })
         });
         self.rules.ignorecommand.at = at;
+    }
+}
+
+/// `"all"`, or a list of ports; each one that is none is reported at its place.
+fn scope(reader: &mut Reader<'_>, table: Table<'_>, name: &str) -> Option<(Scope, Place)> {
+    const WANTED: &str = "\"all\", or a list of ports: [\"ssh\", \"8000-8010\", \"53/udp\"]";
+    let value = reader.value(table, name)?;
+    let (key, at) = (table.key_of(name), reader.doc.place(value.span().start));
+    if let DeValue::String(text) = value.get_ref() {
+        if text != "all" {
+            reader.error(value.span(), &key, format!("{text:?} is not \"all\""), &format!("write {WANTED}"));
+        }
+        return Some((Scope::ALL, at));
+    }
+    let errors_before = reader.findings.errors();
+    let mut ranges = Vec::new();
+    for (text, span) in reader.texts(table, name)? {
+        match PortRange::parse(text, &service_port) {
+            Ok(range) => ranges.push(range),
+            Err(message) => reader.error(span, &key, message, "write a number, or a name from /etc/services"),
+        }
+    }
+    if reader.findings.errors() > errors_before {
+        return None;
+    }
+    match Scope::ports(ranges) {
+        Ok(scope) => Some((scope, at)),
+        Err(message) => {
+            reader.error(value.span(), &key, message, &format!("write {WANTED}"));
+            None
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     engine::Request,
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{BanTime, Timestamp, parse_ban_time},
 };
 
@@ -114,6 +114,8 @@ impl Call {
 struct BanParams {
     prefix: String,
     #[serde(default)]
+    ports: Option<String>,
+    #[serde(default)]
     bantime: Option<String>,
     #[serde(default)]
     reason: String,
@@ -123,6 +125,14 @@ struct BanParams {
 #[serde(deny_unknown_fields)]
 struct PrefixParams {
     prefix: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnbanParams {
+    prefix: String,
+    #[serde(default)]
+    ports: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -154,13 +164,20 @@ impl Question {
     fn call(self) -> Result<Call, CallError> {
         let method = self.method.as_str();
         let prefix = |text: &str| text.parse::<Prefix>().map_err(|error| CallError::bad(&error));
+        let scope = |ports: Option<String>| {
+            ports.map(|text| text.parse::<Scope>().map_err(|error| CallError::bad(&error))).transpose()
+        };
         let one = |params| prefix(&params_of::<PrefixParams>(method, params)?.prefix);
         Ok(match method {
             "status" => params_of::<NoParams>(method, self.params).map(|_| Call::Status)?,
             "bans" => params_of::<NoParams>(method, self.params).map(|_| Call::Bans)?,
             "reload" => params_of::<NoParams>(method, self.params).map(|_| Call::Reload)?,
             "flush" => params_of::<NoParams>(method, self.params).map(|_| Call::Engine(Request::Flush))?,
-            "unban" => Call::Engine(Request::Unban { prefix: one(self.params)? }),
+            "unban" => {
+                let params: UnbanParams = params_of(method, self.params)?;
+                let (prefix, scope) = (prefix(&params.prefix)?, scope(params.ports)?);
+                Call::Engine(Request::Unban { prefix, scope })
+            }
             "allow" => Call::Engine(Request::Allow { prefix: one(self.params)? }),
             "disallow" => Call::Engine(Request::Disallow { prefix: one(self.params)? }),
             "ban" => {
@@ -168,6 +185,7 @@ impl Question {
                 let bantime = params.bantime.as_deref().map(parse_ban_time).transpose();
                 Call::Engine(Request::Ban {
                     prefix: prefix(&params.prefix)?,
+                    scope: scope(params.ports)?.unwrap_or_default(),
                     bantime: bantime.map_err(|error| CallError::bad(&error))?.unwrap_or(DEFAULT_BAN),
                     reason: params.reason,
                 })
@@ -218,6 +236,9 @@ pub struct Status {
     pub tracked_turned_away: u64,
     /// Bans that gave way to the bound on bans, or were not made because of it.
     pub bans_refused: u64,
+    /// Bans not made because bans were on as many different lists of ports as they may be.
+    #[serde(default)]
+    pub scopes_refused: u64,
     /// (prefix, jail) pairs whose earlier bans are remembered.
     pub offenders: usize,
     /// Pairs remembered at once, at most.
@@ -286,6 +307,9 @@ pub struct JailStatus {
     pub bans_made: u64,
     /// Bans of it in force.
     pub bans: usize,
+    /// What its bans drop; left out where it is every port.
+    #[serde(default, skip_serializing_if = "Scope::is_all")]
+    pub scope: Scope,
     /// Whether it bans nobody.
     pub observe: bool,
     /// Bans it would have made if it did more than observe.
@@ -349,8 +373,11 @@ pub struct SourceStatus {
 /// A row of `bans`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanRow {
-    /// What is dropped.
+    /// Who is dropped.
     pub prefix: Prefix,
+    /// What of theirs; left out where it is every port.
+    #[serde(default, skip_serializing_if = "Scope::is_all")]
+    pub scope: Scope,
     /// Who decided: a jail's name, or `operator`; `-` when the ledger does not know the kernel's entry.
     pub jail: String,
     /// Since when; microseconds since the epoch.
@@ -383,9 +410,15 @@ mod tests {
         let call = read(r#"{"v":1,"id":7,"method":"ban","params":{"prefix":"203.0.113.9","bantime":"-1"}}"#);
         let request = Request::Ban {
             prefix: "203.0.113.9".parse().unwrap(),
+            scope: Scope::ALL,
             bantime: BanTime::Permanent,
             reason: String::new(),
         };
+        assert_eq!(call, Ok((7, Call::Engine(request))));
+        let call =
+            read(r#"{"v":1,"id":7,"method":"unban","params":{"prefix":"203.0.113.9","ports":"22,53/udp"}}"#);
+        let scope = Some("22/tcp,53/udp".parse().unwrap());
+        let request = Request::Unban { prefix: "203.0.113.9".parse().unwrap(), scope };
         assert_eq!(call, Ok((7, Call::Engine(request))));
         assert_eq!(read(r#"{"v":1,"id":8,"method":"status"}"#), Ok((8, Call::Status)));
         for (line, id, says) in [
@@ -397,6 +430,7 @@ mod tests {
             (r#"{"v":1,"id":3,"method":"unban"}"#, 3, "missing field `prefix`"),
             (r#"{"v":1,"id":3,"method":"unban","params":{"prefix":"1.2.3"}}"#, 3, "not an IP address"),
             (r#"{"v":1,"id":3,"method":"ban","params":{"prefix":"1.2.3.4","bantime":"soon"}}"#, 3, "soon"),
+            (r#"{"v":1,"id":3,"method":"ban","params":{"prefix":"1.2.3.4","ports":"ssh"}}"#, 3, "service"),
             (r#"{"v":1,"id":3,"method":"status","more":1}"#, 0, "unknown field `more`"),
         ] {
             let (read_id, error) = read(line).unwrap_err();

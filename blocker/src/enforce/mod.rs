@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::{
     engine::Change,
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 
@@ -29,8 +29,8 @@ pub trait Enforcer: Send {
     /// Names the first change the kernel refused; those before it are in force, and the rest were tried.
     fn apply(&mut self, batch: &[Change], now: Timestamp) -> Result<(), EnforceError>;
 
-    /// Every live ban the kernel holds, in prefix order, read back and not remembered. Entries whose end has passed
-    /// are left out.
+    /// Every live ban the kernel holds, read back and not remembered, in the order of scopes, all ports first, and prefixes.
+    /// Entries whose end has passed are left out.
     ///
     /// # Errors
     /// When the kernel cannot be read.
@@ -66,10 +66,12 @@ pub trait Enforcer: Send {
 }
 
 /// One ban as the kernel holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Which sources are dropped.
     pub prefix: Prefix,
+    /// What of theirs is.
+    pub scope: Scope,
     /// When the kernel stops dropping them, to within a second.
     pub until: Until,
     /// Packets dropped by this entry since it was added; kept when a ban is prolonged where the kernel can.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     detect::{JailKey, Windows},
     ledger::{Ban, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 
@@ -99,28 +99,36 @@ pub(super) struct Answered {
     /// Up to when a jail's failures of a prefix led to a ban that is recorded.
     spent: BTreeMap<(JailKey, Prefix), Timestamp>,
     /// From when until when a prefix was banned that is not any more.
-    served: BTreeMap<Prefix, Vec<(Timestamp, Timestamp)>>,
+    served: BTreeMap<Prefix, Vec<(Scope, Timestamp, Timestamp)>>,
 }
 
 impl Answered {
     /// Bans that ended, whether the ledger knows it or not.
     pub(super) fn new(now: Timestamp, kept: &Kept) -> Self {
         let over = kept.bans.iter().filter_map(|ban| match ban.until {
-            Until::At(end) if ban.until.is_over(now) => Some((ban.prefix, ban.since, end)),
+            Until::At(end) if ban.until.is_over(now) => Some((ban.prefix, ban.scope.clone(), ban.since, end)),
             _ => None,
         });
         let mut answered = Self::default();
-        for (prefix, since, end) in over.chain(kept.served.iter().copied()) {
-            answered.served.entry(prefix).or_default().push((since, end));
+        for (prefix, scope, since, end) in over.chain(kept.served.iter().cloned()) {
+            answered.served.entry(prefix).or_default().push((scope, since, end));
         }
         answered
     }
 
-    /// Whether a failure of this time, of an address in `whole`, is.
-    pub(super) fn holds(&self, jail: JailKey, whole: Prefix, host: Prefix, at: Timestamp) -> bool {
+    /// Whether a failure of this time, of an address in `whole`, is, in a jail that bans as far as `scope`.
+    pub(super) fn holds(
+        &self,
+        jail: JailKey,
+        whole: Prefix,
+        host: Prefix,
+        scope: &Scope,
+        at: Timestamp,
+    ) -> bool {
         let served = |prefix| {
             let spans = self.served.get(&prefix);
-            spans.is_some_and(|spans| spans.iter().any(|(since, end)| *since <= at && at < *end))
+            let covers = |(of, since, end): &(Scope, _, _)| *since <= at && at < *end && of.covers(scope);
+            spans.is_some_and(|spans| spans.iter().any(covers))
         };
         (!self.spent.is_empty() && self.spent.get(&(jail, whole)).is_some_and(|since| at <= *since))
             || (!self.served.is_empty() && (served(whole) || served(host)))
@@ -203,7 +211,7 @@ impl Engine {
             jails.map(|(rules, state)| (state.key, now.saturating_sub(rules.findtime))).collect();
         let first = horizons.values().min().copied().unwrap_or(now);
         spent.retain(|(key, _), since| horizons.get(key).is_some_and(|horizon| *since > *horizon));
-        served.retain(|_, spans| spans.iter().any(|(_, end)| *end > first));
+        served.retain(|_, spans| spans.iter().any(|(.., end)| *end > first));
     }
 
     /// Asks again about the bans that waited, those that were made in the meantime aside.

@@ -4,11 +4,18 @@
 use std::{cmp::Ordering, collections::BTreeSet};
 
 use super::{Change, END_TOLERANCE};
-use crate::{ledger::Ledger, net::Prefix, time::Until};
+use crate::{
+    ledger::Ledger,
+    net::{Prefix, Scope},
+    time::Until,
+};
 
-/// The changes that make a kernel holding `actual`, in prefix order, hold the ledger's bans: what it has too much is
-/// unbanned, what it lacks or ends at another time is banned.
-pub fn diff(ledger: &Ledger, actual: Vec<(Prefix, Until)>) -> Vec<Change> {
+/// What a kernel holds: a scope and a prefix, and until when.
+pub type Held = (Scope, Prefix, Until);
+
+/// The changes that make a kernel holding `actual`, in the order of scopes and prefixes, hold the ledger's bans: what it
+/// has too much is unbanned, what it lacks or ends at another time is banned.
+pub fn diff(ledger: &Ledger, actual: Vec<Held>) -> Vec<Change> {
     let mut difference = Difference::new(actual);
     let mut changes = Vec::new();
     while let Some(more) = difference.step(ledger, usize::MAX) {
@@ -21,12 +28,12 @@ pub fn diff(ledger: &Ledger, actual: Vec<(Prefix, Until)>) -> Vec<Change> {
 /// it, and it does no harm to do it once more.
 #[derive(Debug)]
 pub struct Difference {
-    /// In prefix order.
-    actual: Vec<(Prefix, Until)>,
+    /// In order.
+    actual: Vec<Held>,
     pass: Pass,
     /// How much of it this pass has seen, and of the ledger.
     at: usize,
-    last: Option<Prefix>,
+    last: Option<(Scope, Prefix)>,
 }
 
 /// What is too much goes first: the kernel may have no room for what it lacks.
@@ -38,43 +45,50 @@ enum Pass {
 }
 
 impl Difference {
-    /// To a kernel that holds this, in prefix order.
-    pub fn new(actual: Vec<(Prefix, Until)>) -> Self {
+    /// To a kernel that holds this, in the order of scopes and prefixes.
+    pub fn new(actual: Vec<Held>) -> Self {
         let pass = if actual.is_empty() { Pass::Ban } else { Pass::Lift };
         Self { actual, pass, at: 0, last: None }
     }
 
-    /// The next changes, perhaps none, after a look at so many prefixes; `None` when it is through.
+    /// The next changes, perhaps none, after a look at so many bans; `None` when it is through.
     pub fn step(&mut self, ledger: &Ledger, look: usize) -> Option<Vec<Change>> {
         let mut changes = Vec::new();
         if self.pass == Pass::Over {
             return None;
         }
-        let mut bans = ledger.iter_after(self.last).peekable();
+        let last = self.last.clone();
+        let mut bans = ledger.iter_after(last.as_ref().map(|(scope, prefix)| (scope, *prefix))).peekable();
+        let mut seen = None;
         for _ in 0..look {
             let order = match (bans.peek(), self.actual.get(self.at)) {
-                (Some(ban), Some((held, _))) => ban.prefix.cmp(held),
+                (Some(ban), Some((scope, prefix, _))) => (&ban.scope, ban.prefix).cmp(&(scope, *prefix)),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (None, None) => {
                     self.pass = if self.pass == Pass::Lift { Pass::Ban } else { Pass::Over };
                     (self.at, self.last) = (0, None);
-                    break;
+                    return Some(changes);
                 }
             };
             let ban = if order == Ordering::Greater { None } else { bans.next() };
             let held = if order == Ordering::Less { None } else { self.actual.get(self.at) };
             match (self.pass, ban, held) {
-                (Pass::Lift, None, Some((prefix, _))) => changes.push(Change::Unban { prefix: *prefix }),
+                (Pass::Lift, None, Some((scope, prefix, _))) => {
+                    changes.push(Change::Unban { prefix: *prefix, scope: scope.clone() });
+                }
                 (Pass::Ban, Some(ban), held)
-                    if !held.is_some_and(|(_, until)| same_end(ban.until, *until)) =>
+                    if !held.is_some_and(|(.., until)| same_end(ban.until, *until)) =>
                 {
                     changes.push(Change::Ban(ban.clone()));
                 }
                 _ => {}
             }
             self.at += usize::from(held.is_some());
-            self.last = ban.map(|ban| ban.prefix).or(self.last);
+            seen = ban.or(seen);
+        }
+        if let Some(ban) = seen {
+            self.last = Some((ban.scope.clone(), ban.prefix));
         }
         Some(changes)
     }
@@ -109,7 +123,12 @@ mod tests {
     };
 
     fn prefix(last: u8) -> Prefix {
-        Prefix::host([203, 0, 113, last].into())
+        Prefix::host([203, 0, 113, last % 16].into())
+    }
+
+    /// In the order of the numbers.
+    fn scope(last: u8) -> Scope {
+        ["all", "22", "80"][usize::from(last / 16)].parse().unwrap()
     }
 
     fn until(end: u8) -> Until {
@@ -117,15 +136,15 @@ mod tests {
     }
 
     fn ban(last: u8, end: u8) -> Ban {
-        let (prefix, until) = (prefix(last), until(end));
+        let (prefix, scope, until) = (prefix(last), scope(last), until(end));
         let (origin, since) = (Origin::Operator, Timestamp::EPOCH);
-        Ban { prefix, origin, since, until, failures: 0, count: 0, reason: String::new() }
+        Ban { prefix, scope, origin, since, until, failures: 0, count: 0, reason: String::new() }
     }
 
-    fn apply(kernel: &mut BTreeMap<Prefix, Until>, change: &Change) {
+    fn apply(kernel: &mut BTreeMap<(Scope, Prefix), Until>, change: &Change) {
         match change {
-            Change::Ban(ban) => drop(kernel.insert(ban.prefix, ban.until)),
-            Change::Unban { prefix } => drop(kernel.remove(prefix)),
+            Change::Ban(ban) => drop(kernel.insert((ban.scope.clone(), ban.prefix), ban.until)),
+            Change::Unban { prefix, scope } => drop(kernel.remove(&(scope.clone(), *prefix))),
             other => panic!("{other:?}"),
         }
     }
@@ -141,11 +160,14 @@ mod tests {
         ) {
             let bans = ledger.iter().map(|(last, end)| ban(*last, *end)).collect();
             let (mut ledger, _) = Ledger::with(100, bans);
-            let actual: Vec<_> = held.iter().map(|(last, end)| (prefix(*last), until(*end))).collect();
-            let mut kernel: BTreeMap<Prefix, Until> = actual.iter().copied().collect();
+            let actual: Vec<_> = held.iter().map(|(last, end)| (scope(*last), prefix(*last), until(*end))).collect();
+            let mut kernel: BTreeMap<(Scope, Prefix), Until> =
+                actual.iter().cloned().map(|(scope, prefix, until)| ((scope, prefix), until)).collect();
             let mut at_once = kernel.clone();
             diff(&ledger, actual.clone()).iter().for_each(|change| apply(&mut at_once, change));
-            let wanted = |ledger: &Ledger| ledger.iter().map(|ban| (ban.prefix, ban.until)).collect();
+            let wanted = |ledger: &Ledger| {
+                ledger.iter().map(|ban| ((ban.scope.clone(), ban.prefix), ban.until)).collect()
+            };
             prop_assert_eq!(at_once, wanted(&ledger));
             let mut difference = Difference::new(actual);
             let mut later = later.into_iter();
@@ -158,8 +180,8 @@ mod tests {
                         apply(&mut kernel, &Change::Ban(ban(last, end)));
                     }
                     Some((last, None)) => {
-                        ledger.close(prefix(last));
-                        apply(&mut kernel, &Change::Unban { prefix: prefix(last) });
+                        ledger.close(prefix(last), &scope(last));
+                        apply(&mut kernel, &Change::Unban { prefix: prefix(last), scope: scope(last) });
                     }
                     None => {}
                 }
@@ -171,9 +193,13 @@ mod tests {
     #[test]
     fn what_is_too_much_goes_before_what_is_lacking() {
         let (ledger, _) = Ledger::with(9, vec![ban(1, 1), ban(5, 1)]);
-        let changes =
-            diff(&ledger, vec![(prefix(3), until(1)), (prefix(5), until(2)), (prefix(9), until(1))]);
-        let unban = |last| Change::Unban { prefix: prefix(last) };
-        assert_eq!(changes, [unban(3), unban(9), Change::Ban(ban(1, 1)), Change::Ban(ban(5, 1))]);
+        let changes = diff(
+            &ledger,
+            [(3, 1), (5, 2), (9, 1), (17, 1)]
+                .map(|(last, end)| (scope(last), prefix(last), until(end)))
+                .to_vec(),
+        );
+        let unban = |last| Change::Unban { prefix: prefix(last), scope: scope(last) };
+        assert_eq!(changes, [unban(3), unban(9), unban(17), Change::Ban(ban(1, 1)), Change::Ban(ban(5, 1))]);
     }
 }

@@ -52,6 +52,15 @@ pub(super) struct Candidate {
     pub(super) cause: Cause,
 }
 
+/// Why a ban is not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// There are as many bans as there may be, all of them manual.
+    Bans,
+    /// Bans have as many different scopes as they may.
+    Scopes,
+}
+
 /// What a candidate's failures were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -117,11 +126,11 @@ impl Engine {
         self.news = true;
         let (window, ledger) =
             if observed { (state.observed_key, &self.imagined) } else { (key, &self.ledger) };
-        let live = |prefix| ledger.covering(prefix).is_some_and(|ban| !ban.until.is_over(now));
+        let live = |prefix| ledger.covering(prefix, &rules.scope).is_some_and(|ban| !ban.until.is_over(now));
         if live(whole)
             || (whole != host && live(host))
             || self.asked.waits(key, whole)
-            || self.answered.holds(window, whole, host, at)
+            || self.answered.holds(window, whole, host, &rules.scope, at)
         {
             return self.count(key, |counters| counters.already_banned += 1);
         }
@@ -303,6 +312,7 @@ impl Engine {
         let until = bantime.from(now);
         let ban = Ban {
             prefix,
+            scope: rules.scope.clone(),
             origin: Origin::Jail(name),
             since: now,
             until,
@@ -320,24 +330,31 @@ impl Engine {
             }
             return self.commands.push_back(Command::Note(Event::WouldBan(ban)));
         }
-        if let Some(live) = self.ledger.covering(prefix).filter(|live| !live.until.is_over(now)) {
+        if let Some(live) = self.ledger.covering(prefix, &ban.scope).filter(|live| !live.until.is_over(now)) {
             let gives_way = cause == Cause::Ledger && live.origin != Origin::Operator && live.until < until;
             if !gives_way {
                 return self.count(key, |counters| counters.already_banned += 1);
             }
         }
         self.count(key, |counters| counters.bans += 1);
-        self.open(&ban, &matches);
+        // That it was not made is counted, and told to people.
+        let _full = self.open(&ban, &matches);
     }
 
-    /// Opens a ban in the ledger and queues what follows; false when the ledger is full.
-    pub(super) fn open(&mut self, ban: &Ban, matches: &[String]) -> bool {
-        let replaced = self.ledger.get(ban.prefix).cloned();
+    /// Opens a ban in the ledger and queues what follows.
+    pub(super) fn open(&mut self, ban: &Ban, matches: &[String]) -> Result<(), Full> {
+        let replaced = self.ledger.get(ban.prefix, &ban.scope).cloned();
         match self.ledger.open(ban.clone()) {
             Opened::Full => {
                 self.table_full += 1;
                 self.commands.push_back(Command::Note(Event::TableFull { prefix: ban.prefix }));
-                return false;
+                return Err(Full::Bans);
+            }
+            Opened::ScopesFull => {
+                self.scopes_full += 1;
+                let (prefix, scope) = (ban.prefix, ban.scope.clone());
+                self.commands.push_back(Command::Note(Event::ScopesFull { prefix, scope }));
+                return Err(Full::Scopes);
             }
             Opened::Yes { gave_way: Some(lost) } => self.gave_way(&lost),
             Opened::Yes { gave_way: None } => {}
@@ -353,13 +370,13 @@ impl Engine {
             self.act_unban(&replaced);
         }
         self.feed_ledger_jails(ban.since, ban);
-        true
+        Ok(())
     }
 
     /// An automatic ban has left the ledger, to keep to the bound.
     pub(super) fn gave_way(&mut self, lost: &Ban) {
         self.gave_way += 1;
-        self.change(Change::Unban { prefix: lost.prefix });
+        self.change(Change::Unban { prefix: lost.prefix, scope: lost.scope.clone() });
         self.commands.push_back(Command::Note(Event::GaveWay { prefix: lost.prefix }));
         self.act_unban(lost);
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ledger::{Ban, OffenceChange},
-    net::Prefix,
+    net::{Prefix, Scope},
     policy::{ActionSpec, IgnoreCommand},
     time::{BanTime, Timestamp},
 };
@@ -148,12 +148,15 @@ pub enum Occasion {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// Drop this prefix until its end; a longer or shorter end replaces the former one.
+    /// Drop this prefix until its end, as far as its scope goes; a longer or shorter end replaces the former one.
     Ban(Ban),
     /// Stop dropping it.
     Unban {
         /// Exactly the prefix of the ban.
         prefix: Prefix,
+        /// Exactly its scope; bans of other scopes stay.
+        #[serde(default, skip_serializing_if = "Scope::is_all")]
+        scope: Scope,
     },
     /// Never drop it, also when it lies inside a banned prefix.
     Allow {
@@ -174,17 +177,21 @@ pub enum Change {
 pub enum Request {
     /// Ban a prefix by hand.
     Ban {
-        /// What to drop.
+        /// Who to drop.
         prefix: Prefix,
+        /// What of theirs.
+        scope: Scope,
         /// For how long.
         bantime: BanTime,
         /// Why, for the ledger; may be empty.
         reason: String,
     },
-    /// Lift the ban on exactly this prefix, or on the aggregated prefix that covers this address.
+    /// Lift the bans on exactly this prefix, or on the aggregated prefix that covers this address.
     Unban {
         /// The prefix or address.
         prefix: Prefix,
+        /// Only the ban of this scope; `None` for every one.
+        scope: Option<Scope>,
     },
     /// Put on the allowlist, lifting bans that lie inside it.
     Allow {
@@ -281,8 +288,10 @@ pub enum Event {
     },
     /// A ban ended.
     Unbanned {
-        /// What was banned.
+        /// Who was banned.
         prefix: Prefix,
+        /// What of theirs.
+        scope: Scope,
         /// Why it ended.
         why: Ending,
     },
@@ -307,6 +316,13 @@ pub enum Event {
     TableFull {
         /// The ban that was not made.
         prefix: Prefix,
+    },
+    /// Bans have as many different scopes as they may: this one was not made.
+    ScopesFull {
+        /// Who would have been banned.
+        prefix: Prefix,
+        /// What of theirs.
+        scope: Scope,
     },
 }
 

@@ -30,7 +30,7 @@ use std::{
 use asked::Asked;
 use counted::Answered;
 use dice::Dice;
-use judge::Batch;
+use judge::{Batch, Full};
 use matches::Matches;
 use queue::Queue;
 use reader::Reader;
@@ -40,7 +40,7 @@ use crate::{
     detect::{JailKey, Windows},
     filter::Losses,
     ledger::{Ban, Ledger, Offence, Offenders, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     policy::{Policy, SourceSpec},
     time::Timestamp,
 };
@@ -59,7 +59,7 @@ mod reader;
 
 pub use asked::ASKED_MAX;
 pub use counted::{Counted, CountedHead, Owed};
-pub use diff::{Difference, diff, diff_allowed};
+pub use diff::{Difference, Held, diff, diff_allowed};
 pub use matches::{MATCH_BYTES_MAX, MATCHES_BYTES_MAX};
 pub use message::{
     Act, Ask, AskId, Change, Command, Ending, Event, Input, Occasion, Reading, Request, RequestId, Response,
@@ -116,7 +116,7 @@ pub struct Kept {
     /// and the failures that led to them are spent.
     pub recent: Vec<Ban>,
     /// Bans that ended after `counted` was kept, from when until when they were in force.
-    pub served: Vec<(Prefix, Timestamp, Timestamp)>,
+    pub served: Vec<(Prefix, Scope, Timestamp, Timestamp)>,
     /// What was counted, as [`Engine::counted`] gave it.
     pub counted: Option<(CountedHead, Vec<Vec<u8>>)>,
 }
@@ -146,6 +146,8 @@ pub struct Snapshot {
     pub gave_way: u64,
     /// Bans not made because the ledger was full of manual ones.
     pub table_full: u64,
+    /// Bans not made because bans had as many different scopes as they may.
+    pub scopes_full: u64,
     /// Prefixes the kernel refused when last asked.
     pub refused: Vec<Prefix>,
     /// (prefix, jail) pairs whose earlier bans are remembered.
@@ -191,6 +193,7 @@ pub struct Engine {
     refused: BTreeSet<Prefix>,
     gave_way: u64,
     table_full: u64,
+    scopes_full: u64,
 }
 
 /// What is derived from a jail's policy once.
@@ -234,6 +237,7 @@ impl Engine {
             refused: BTreeSet::new(),
             gave_way: 0,
             table_full: 0,
+            scopes_full: 0,
             policy,
         };
         for lost in gave_way {
@@ -333,6 +337,7 @@ impl Engine {
             turned_away: self.windows.turned_away(),
             gave_way: self.gave_way,
             table_full: self.table_full,
+            scopes_full: self.scopes_full,
             refused: self.refused.iter().copied().collect(),
             offenders: self.offenders.len(),
             offenders_gave_way: self.offenders.gave_way(),
@@ -366,10 +371,10 @@ impl Engine {
         sets.flat_map(move |set| set.covering(prefix).into_iter().chain(set.all_inside(prefix)))
     }
 
-    /// Whether there is a ban for this address, which is not on the allowlist.
+    /// Whether there is a ban on all ports for this address, which is not on the allowlist.
     pub fn is_banned(&self, address: IpAddr) -> bool {
         let host = Prefix::host(address);
-        self.ledger.covering(host).is_some() && self.spared(host).next().is_none()
+        self.ledger.covering(host, &Scope::ALL).is_some() && self.spared(host).next().is_none()
     }
 
     /// Everything the store should hold, to be written over whatever it holds.
@@ -419,17 +424,17 @@ impl Engine {
         self.readers = sources.collect();
     }
 
-    fn close(&mut self, prefix: Prefix, why: Ending) {
-        if let Some(ban) = self.ledger.close(prefix) {
+    fn close(&mut self, prefix: Prefix, scope: &Scope, why: Ending) {
+        if let Some(ban) = self.ledger.close(prefix, scope) {
             self.closed(&ban, why);
         }
     }
 
     fn closed(&mut self, ban: &Ban, why: Ending) {
-        let prefix = ban.prefix;
+        let (prefix, scope) = (ban.prefix, ban.scope.clone());
         self.refused.remove(&prefix);
-        self.change(Change::Unban { prefix });
-        self.commands.push_back(Command::Note(Event::Unbanned { prefix, why }));
+        self.change(Change::Unban { prefix, scope: scope.clone() });
+        self.commands.push_back(Command::Note(Event::Unbanned { prefix, scope, why }));
         self.act_unban(ban);
     }
 
@@ -472,12 +477,13 @@ impl Engine {
         let inside =
             self.allow.iter().chain(self.protected.iter()).flat_map(|prefix| self.ledger.inside(prefix));
         let around = self.protected.iter().flat_map(|prefix| self.ledger.around(prefix));
-        let lifted: BTreeSet<Prefix> = inside.chain(around).map(|ban| ban.prefix).collect();
-        let lifted: Vec<Prefix> = lifted.into_iter().collect();
-        for prefix in &lifted {
-            self.close(*prefix, Ending::Allowlisted);
+        let lifted: BTreeSet<(Prefix, Scope)> =
+            inside.chain(around).map(|ban| (ban.prefix, ban.scope.clone())).collect();
+        for (prefix, scope) in &lifted {
+            self.close(*prefix, scope, Ending::Allowlisted);
         }
-        lifted
+        let prefixes: BTreeSet<Prefix> = lifted.into_iter().map(|(prefix, _)| prefix).collect();
+        prefixes.into_iter().collect()
     }
 
     fn counters_of(&self, key: JailKey) -> JailCounters {

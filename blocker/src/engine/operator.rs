@@ -1,21 +1,23 @@
 //! What operators ask of the engine, and why it says no.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+
 use super::{
-    BAN_LENGTH_MIN_V4, BAN_LENGTH_MIN_V6, Change, Command, Ending, Engine, Event, REASON_BYTES_MAX, Request,
-    Response,
+    BAN_LENGTH_MIN_V4, BAN_LENGTH_MIN_V6, Change, Command, Ending, Engine, Event, Full, REASON_BYTES_MAX,
+    Request, Response,
 };
 use crate::{
     ledger::{Ban, Ledger, Origin},
-    net::Prefix,
+    net::{Prefix, SCOPES_MAX, Scope},
     time::{BanTime, Timestamp},
 };
 
 impl Engine {
     pub(super) fn operator(&mut self, now: Timestamp, request: Request) -> Response {
         match request {
-            Request::Ban { prefix, bantime, reason } => self.ban(now, prefix, bantime, reason),
-            Request::Unban { prefix } => self.unban(prefix),
+            Request::Ban { prefix, scope, bantime, reason } => self.ban(now, prefix, scope, bantime, reason),
+            Request::Unban { prefix, scope } => self.unban(prefix, scope.as_ref()),
             Request::Allow { prefix } => self.allow(prefix),
             Request::Disallow { prefix } => self.disallow(prefix),
             Request::Flush => {
@@ -30,7 +32,14 @@ impl Engine {
         }
     }
 
-    fn ban(&mut self, now: Timestamp, prefix: Prefix, bantime: BanTime, mut reason: String) -> Response {
+    fn ban(
+        &mut self,
+        now: Timestamp,
+        prefix: Prefix,
+        scope: Scope,
+        bantime: BanTime,
+        mut reason: String,
+    ) -> Response {
         if let Some(refusal) = self.refusal(prefix) {
             return Response::Refused { reason: refusal };
         }
@@ -41,6 +50,7 @@ impl Engine {
         reason.truncate(end);
         let ban = Ban {
             prefix,
+            scope,
             origin: Origin::Operator,
             since: now,
             until: bantime.from(now),
@@ -48,14 +58,21 @@ impl Engine {
             count: 0,
             reason,
         };
-        if self.open(&ban, &[]) {
-            Response::Banned(ban)
-        } else {
-            let reason = format!(
-                "the ban table holds {} manual bans and is full; lift one with `blocker unban`, or raise `[enforce] max_bans`",
-                self.ledger.len()
-            );
-            Response::Refused { reason }
+        match self.open(&ban, &[]) {
+            Ok(()) => Response::Banned(ban),
+            Err(Full::Bans) => {
+                let reason = format!(
+                    "the ban table holds {} manual bans and is full; lift one with `blocker unban`, or raise `[enforce] max_bans`",
+                    self.ledger.len()
+                );
+                Response::Refused { reason }
+            }
+            Err(Full::Scopes) => {
+                let reason = format!(
+                    "bans are on {SCOPES_MAX} different lists of ports already, and there can be no more; ban on all ports, or on a list that `blocker bans` shows"
+                );
+                Response::Refused { reason }
+            }
         }
     }
 
@@ -88,12 +105,15 @@ impl Engine {
         Some(format!("{prefix} lies in the allowlisted {allowed}; {how}"))
     }
 
-    fn unban(&mut self, prefix: Prefix) -> Response {
-        let found = self.ledger.get(prefix).or_else(|| self.ledger.covering(prefix)).map(|ban| ban.prefix);
-        match found {
+    fn unban(&mut self, prefix: Prefix, scope: Option<&Scope>) -> Response {
+        let narrowest = |covered: Prefix| match scope {
+            Some(scope) => self.ledger.covering(covered, scope).filter(|ban| ban.scope == *scope),
+            None => self.ledger.covering_in_part(covered),
+        };
+        match narrowest(prefix).map(|ban| ban.prefix) {
             // A /64 may have been banned for one address of it: its owner names the address.
             Some(banned) if banned == prefix || prefix.is_host() => {
-                self.pardon(banned);
+                self.pardon(banned, scope);
                 Response::Unbanned { prefixes: vec![banned] }
             }
             Some(wider) => {
@@ -103,23 +123,32 @@ impl Engine {
                 Response::Refused { reason }
             }
             None => {
-                let inside: Vec<Prefix> = self.ledger.inside(prefix).map(|ban| ban.prefix).collect();
+                let meant = |ban: &&Ban| scope.is_none_or(|scope| ban.scope == *scope);
+                let inside: BTreeSet<Prefix> =
+                    self.ledger.inside(prefix).filter(meant).map(|ban| ban.prefix).collect();
                 if inside.is_empty() {
+                    let on = scope.map_or_else(String::new, |scope| format!(" on {scope}"));
                     return Response::Refused {
-                        reason: format!("{prefix} is not banned; `blocker bans` lists what is"),
+                        reason: format!("{prefix} is not banned{on}; `blocker bans` lists what is"),
                     };
                 }
                 for banned in &inside {
-                    self.pardon(*banned);
+                    self.pardon(*banned, scope);
                 }
-                Response::Unbanned { prefixes: inside }
+                Response::Unbanned { prefixes: inside.into_iter().collect() }
             }
         }
     }
 
-    /// Lifts a ban, and forgets that it and earlier ones were: whom an operator lets go starts afresh.
-    fn pardon(&mut self, prefix: Prefix) {
-        self.close(prefix, Ending::Operator);
+    /// Lifts the bans of a prefix, and forgets that they and earlier ones were: whom an operator lets go starts afresh.
+    fn pardon(&mut self, prefix: Prefix, scope: Option<&Scope>) {
+        let scopes: Vec<Scope> = match scope {
+            Some(scope) => vec![scope.clone()],
+            None => self.ledger.of(prefix).map(|ban| ban.scope.clone()).collect(),
+        };
+        for scope in &scopes {
+            self.close(prefix, scope, Ending::Operator);
+        }
         let forgotten = self.offenders.forgive(prefix);
         self.commands.extend(forgotten.into_iter().map(Command::Remember));
     }

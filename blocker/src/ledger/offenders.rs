@@ -177,12 +177,13 @@ fn offence(((prefix, jail), (bans, until)): (&(Prefix, Arc<str>), &(u32, Until))
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Origin;
+    use crate::{ledger::Origin, net::Scope};
 
     fn add(offenders: &mut Offenders, last: u8, jail: &str, end: i64) -> Vec<OffenceChange> {
         let jail: Arc<str> = jail.into();
         let ban = Ban {
             prefix: Prefix::host([203, 0, 113, last].into()),
+            scope: Scope::ALL,
             origin: Origin::Jail(Arc::clone(&jail)),
             since: Timestamp::EPOCH,
             until: Until::At(Timestamp::from_secs(end)),

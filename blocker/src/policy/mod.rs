@@ -1,7 +1,7 @@
 //! What the engine is to do, as data: the configuration after everything in it was checked.
 #![forbid(unsafe_code)]
 
-use std::{fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::tz::TimeZone;
 
@@ -11,7 +11,7 @@ use crate::{
         Filter,
         imported::{CONNECTIONS_MAX, JOINED_BYTES_MAX},
     },
-    net::Prefix,
+    net::{Prefix, Scope},
     time::BanTime,
 };
 
@@ -106,8 +106,10 @@ pub struct Jail {
     pub actions: Vec<Arc<ActionSpec>>,
     /// So many of the last matched lines are kept for actions that want them.
     pub maxmatches: u32,
-    /// What a ban is about where it is not every port. Not enforced: every ban is on all ports.
-    pub ports: Option<PortSpec>,
+    /// What of an attacker's its bans drop.
+    pub scope: Scope,
+    /// What another program's configuration, which it was read from, would drop of it: shown, never enforced.
+    pub ports: Scope,
 }
 
 impl Default for Jail {
@@ -128,55 +130,10 @@ impl Default for Jail {
             observe: false,
             actions: Vec::new(),
             maxmatches: 0,
-            ports: None,
+            scope: Scope::ALL,
+            ports: Scope::ALL,
         }
     }
-}
-
-/// The ports and protocols that a jail guards.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortSpec {
-    /// Each once.
-    pub protocols: Vec<Protocol>,
-    /// Ports of those protocols that have ports; empty for all.
-    pub ports: Vec<RangeInclusive<u16>>,
-}
-
-/// As people write it: `tcp 22, 8000-8010`.
-impl fmt::Display for PortSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.protocols.iter().map(|protocol| match protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-            Protocol::Dccp => "dccp",
-            Protocol::Icmp => "icmp",
-        });
-        f.write_str(&names.collect::<Vec<_>>().join(" and "))?;
-        for (index, range) in self.ports.iter().enumerate() {
-            f.write_str(if index == 0 { " " } else { ", " })?;
-            match (range.start(), range.end()) {
-                (first, last) if first == last => write!(f, "{first}")?,
-                (first, last) => write!(f, "{first}-{last}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A protocol above IP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-    /// DCCP.
-    Dccp,
-    /// ICMP, or ICMPv6 with IPv6.
-    Icmp,
 }
 
 /// Where lines come from.

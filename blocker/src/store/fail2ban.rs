@@ -13,7 +13,7 @@ use super::{Store, StoreError, apply, remember};
 use crate::{
     engine::{BAN_LENGTH_MIN_V4, BAN_LENGTH_MIN_V6, Change},
     ledger::{Ban, Offence, OffenceChange, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{BanTime, Timestamp, Until},
 };
 
@@ -52,13 +52,16 @@ pub struct TakenOver {
     pub unusable: usize,
 }
 
-/// What these bans come to at `now`; `bantime` says how long a jail bans where a row does not.
-pub fn taken_over(rows: &[FormerBan], now: Timestamp, bantime: &dyn Fn(&str) -> BanTime) -> TakenOver {
+/// For how long, where a row does not say it, and on what a jail bans.
+pub type FormerRules<'a> = dyn Fn(&str) -> (BanTime, Scope) + 'a;
+
+/// What these bans come to at `now`.
+pub fn taken_over(rows: &[FormerBan], now: Timestamp, rules: &FormerRules<'_>) -> TakenOver {
     let mut taken = TakenOver::default();
-    let mut live: BTreeMap<Prefix, Ban> = BTreeMap::new();
+    let mut live: BTreeMap<(Prefix, Scope), Ban> = BTreeMap::new();
     let mut offences: BTreeMap<(Prefix, Arc<str>), (u32, u32, Until)> = BTreeMap::new();
     for row in rows {
-        let Some(ban) = ban_of(row, bantime) else {
+        let Some(ban) = ban_of(row, rules) else {
             taken.unusable += 1;
             continue;
         };
@@ -68,9 +71,10 @@ pub fn taken_over(rows: &[FormerBan], now: Timestamp, bantime: &dyn Fn(&str) -> 
         if ban.until.is_over(now) {
             continue;
         }
-        match live.get(&ban.prefix) {
+        let identity = (ban.prefix, ban.scope.clone());
+        match live.get(&identity) {
             Some(known) if known.until >= ban.until => {}
-            _ => drop(live.insert(ban.prefix, ban)),
+            _ => drop(live.insert(identity, ban)),
         }
     }
     // Without escalation fail2ban counts each ban as the first.
@@ -85,7 +89,7 @@ pub fn taken_over(rows: &[FormerBan], now: Timestamp, bantime: &dyn Fn(&str) -> 
     taken
 }
 
-fn ban_of(row: &FormerBan, bantime: &dyn Fn(&str) -> BanTime) -> Option<Ban> {
+fn ban_of(row: &FormerBan, rules: &FormerRules<'_>) -> Option<Ban> {
     let prefix: Prefix = row.ip.parse().ok()?;
     let length_min = if prefix.address().is_ipv4() { BAN_LENGTH_MIN_V4 } else { BAN_LENGTH_MIN_V6 };
     if prefix.unbannable().is_some() || prefix.length() < length_min {
@@ -95,9 +99,10 @@ fn ban_of(row: &FormerBan, bantime: &dyn Fn(&str) -> BanTime) -> Option<Ban> {
         return None;
     }
     let since = Timestamp::from_secs(row.timeofban);
+    let (bantime, scope) = rules(&row.jail);
     let until = match row.bantime {
         // -2 stands there where a newer fail2ban found rows of an older one.
-        None | Some(-2) => bantime(&row.jail).from(since),
+        None | Some(-2) => bantime.from(since),
         Some(secs) => match u64::try_from(secs) {
             Ok(secs) => BanTime::For(std::time::Duration::from_secs(secs)).from(since),
             Err(_) => Until::Forever,
@@ -105,6 +110,7 @@ fn ban_of(row: &FormerBan, bantime: &dyn Fn(&str) -> BanTime) -> Option<Ban> {
     };
     Some(Ban {
         prefix,
+        scope,
         origin: Origin::Jail(row.jail.as_str().into()),
         since,
         until,
@@ -202,7 +208,7 @@ impl Store {
         held: &[Ban],
         known: &[Offence],
         now: Timestamp,
-        bantime: &dyn Fn(&str) -> BanTime,
+        rules: &FormerRules<'_>,
     ) -> Result<Option<TakenOver>, StoreError> {
         let name = path.display().to_string();
         let done =
@@ -212,9 +218,10 @@ impl Store {
         if done > 0 {
             return Ok(None);
         }
-        let mut taken = taken_over(&read(path)?, now, bantime);
-        let held: BTreeMap<Prefix, Until> = held.iter().map(|ban| (ban.prefix, ban.until)).collect();
-        taken.bans.retain(|ban| held.get(&ban.prefix).is_none_or(|until| *until < ban.until));
+        let mut taken = taken_over(&read(path)?, now, rules);
+        let held: BTreeMap<(Prefix, &Scope), Until> =
+            held.iter().map(|ban| ((ban.prefix, &ban.scope), ban.until)).collect();
+        taken.bans.retain(|ban| held.get(&(ban.prefix, &ban.scope)).is_none_or(|until| *until < ban.until));
         let known: BTreeMap<(Prefix, &str), u32> =
             known.iter().map(|offence| ((offence.prefix, &*offence.jail), offence.bans)).collect();
         taken.offences.retain(|offence| {
@@ -268,8 +275,8 @@ mod tests {
             row("a", "010.1.2.3", 900, Some(600), 1),
             row("", "203.0.113.9", 900, Some(600), 1),
         ];
-        let taken =
-            taken_over(&rows, Timestamp::from_secs(1_000), &|_| BanTime::For(Duration::from_secs(300)));
+        let rules = |_: &str| (BanTime::For(Duration::from_secs(300)), Scope::ALL);
+        let taken = taken_over(&rows, Timestamp::from_secs(1_000), &rules);
         let bans: Vec<(String, i64, u32)> = taken
             .bans
             .iter()

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{HISTORY_MAX, Store, StoreError};
 use crate::{
     engine::{Change, Counted, CountedHead},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 
@@ -91,8 +91,8 @@ impl Store {
     }
 }
 
-/// From when until when a prefix was banned.
-pub type Served = (Prefix, Timestamp, Timestamp);
+/// From when until when a prefix was banned, as far as the scope went.
+pub type Served = (Prefix, Scope, Timestamp, Timestamp);
 
 impl Store {
     /// The bans that began after `since` and ended, by the history's rows after the row `after`.
@@ -117,27 +117,28 @@ impl Store {
         let rows = read().map_err(|error| self.failed("read the history of", &error))?;
         let (mut live, mut served) = (BTreeMap::new(), Vec::new());
         for (id, at, json) in rows.iter().rev() {
-            let mut end = |prefix, (since, until): (Timestamp, Until)| {
+            let mut end = |(prefix, scope), (since, until): (Timestamp, Until)| {
                 let lifted = Timestamp::from_micros(*at);
                 let end = match until {
                     Until::At(end) => end.min(lifted),
                     Until::Forever => lifted,
                 };
                 if *id > after {
-                    served.push((prefix, since, end));
+                    served.push((prefix, scope, since, end));
                 }
             };
             match serde_json::from_str(json) {
                 Ok(Change::Ban(ban)) => {
-                    live.insert(ban.prefix, (ban.since, ban.until));
+                    live.insert((ban.prefix, ban.scope), (ban.since, ban.until));
                 }
-                Ok(Change::Unban { prefix }) => {
-                    if let Some(ban) = live.remove(&prefix) {
-                        end(prefix, ban);
+                Ok(Change::Unban { prefix, scope }) => {
+                    let ended = (prefix, scope);
+                    if let Some(ban) = live.remove(&ended) {
+                        end(ended, ban);
                     }
                 }
                 Ok(Change::Flush) => {
-                    std::mem::take(&mut live).into_iter().for_each(|(prefix, ban)| end(prefix, ban));
+                    std::mem::take(&mut live).into_iter().for_each(|(ended, ban)| end(ended, ban));
                 }
                 Ok(Change::Allow { .. } | Change::Disallow { .. }) | Err(_) => {}
             }

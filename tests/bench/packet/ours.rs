@@ -10,7 +10,7 @@ use blocker::{
     enforce::{Enforcer, xdp},
     engine::Change,
     ledger::{Ban, Origin},
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 use xtask::lab::{Netns, agent::remove_pins};
@@ -94,6 +94,7 @@ pub(crate) fn now() -> Timestamp {
 pub(crate) fn ban(prefix: Prefix, now: Timestamp) -> Change {
     Change::Ban(Ban {
         prefix,
+        scope: Scope::ALL,
         origin: Origin::Operator,
         since: now,
         until: Until::At(now.saturating_add(Duration::from_secs(3_600))),

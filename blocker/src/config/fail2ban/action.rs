@@ -1,11 +1,11 @@
 //! What a jail has done: fail2ban's actions, as ours.
 //!
-//! An action that drops packets on this host is what our enforcers do, on every port; the ports it names are kept as
-//! data. Any other one is a command that is run beside the ban, with values as environment variables. A Python action
+//! An action that drops packets on this host is what our enforcers do, on every port unless the operator wants the
+//! action's own. Any other one is a command that is run beside the ban, with values as environment variables. A Python action
 //! is code for fail2ban's own process and is not run.
 #![forbid(unsafe_code)]
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     ini::{text_of, value_at},
@@ -16,9 +16,10 @@ use super::{
     words::is_true,
 };
 use crate::{
-    config::jails,
+    config::{jails, services::service_port},
     filter::Place,
-    policy::{ACTION_TIMEOUT, ActionSpec, CommandLine, PortSpec, Protocol, TIMEOUT_MAX},
+    net::{PortRange, Protocol, Scope},
+    policy::{ACTION_TIMEOUT, ActionSpec, CommandLine, TIMEOUT_MAX},
 };
 
 /// Actions that drop packets on this host: the name, or what stands before a `-`.
@@ -44,17 +45,34 @@ const DROPPING: [&str; 17] = [
 
 /// Whether the action of this name drops packets on this host.
 pub(super) fn drops_packets(name: &str) -> bool {
+    is_of(&DROPPING, name)
+}
+
+fn is_of(families: &[&str], name: &str) -> bool {
     let of_family = |family: &&str| {
         name.strip_prefix(*family).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
-    DROPPING.iter().any(of_family)
+    families.iter().any(of_family)
+}
+
+/// Those of them that know no ports, whatever a jail hands them.
+const ON_ALL_PORTS: [&str; 9] =
+    ["apf", "hostsdeny", "ipfilter", "npf", "osx-afctl", "route", "shorewall", "symbiosis-blacklist", "ufw"];
+
+/// What a dropping action is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ports {
+    /// This.
+    Told(Scope),
+    /// It names something else than ports: what.
+    Untold(String),
 }
 
 /// What an action turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Translated {
-    /// Our enforcers do it, for these ports; `None` for all.
-    Dropping(Option<PortSpec>),
+    /// Our enforcers do it.
+    Dropping(Ports),
     /// It opens what others close: the one thing a ban here never does.
     LetsIn(String),
     /// A command of its own, and which of its parts are not run.
@@ -205,95 +223,48 @@ fn filled_in(tag: &str) -> Option<Value> {
     })
 }
 
-/// The ports an action is about; `None` for all of them, or when they cannot be told.
-fn ports(action: &ActionUse) -> Option<PortSpec> {
+/// The ports an action is about.
+fn ports(action: &ActionUse) -> Ports {
     let option = |name: &str| action.options.get(name).map_or("", String::as_str);
-    if action.file.contains("allports") || option("type") == "allports" {
-        return None;
-    }
-    let mut spec = PortSpec { protocols: Vec::new(), ports: Vec::new() };
-    for word in
-        option("protocol").split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty())
+    let words =
+        |name| option(name).split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+    if action.file.contains("allports") || option("type") == "allports" || is_of(&ON_ALL_PORTS, &action.file)
     {
-        let protocol = match word {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            "dccp" => Protocol::Dccp,
-            "icmp" | "icmpv6" | "ipv6-icmp" => Protocol::Icmp,
-            _ => return None,
+        return Ports::Told(Scope::ALL);
+    }
+    let mut ranges = Vec::new();
+    for name in words("protocol") {
+        let protocol: Protocol = match name.parse() {
+            Ok(protocol) => protocol,
+            Err(_) if name == "all" => return Ports::Told(Scope::ALL),
+            Err(why) => return Ports::Untold(why),
         };
-        if !spec.protocols.contains(&protocol) {
-            spec.protocols.push(protocol);
+        for word in words("port") {
+            match PortRange::parse(word, &service_port) {
+                Ok(range) => ranges.push(PortRange { protocol, ..range }),
+                Err(why) => return Ports::Untold(why),
+            }
         }
     }
-    for word in option("port").split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty())
-    {
-        spec.ports.push(port_range(word)?);
+    // fail2ban's default, by which people mean all.
+    if ranges.iter().any(|range| range.first <= 1 && range.last == u16::MAX) || ranges.is_empty() {
+        return Ports::Told(Scope::ALL);
     }
-    let all = spec.ports.is_empty()
-        || spec.ports.iter().any(|range| *range.start() <= 1 && *range.end() == u16::MAX);
-    (!all && !spec.protocols.is_empty()).then_some(spec)
+    Scope::ports(ranges).map_or_else(Ports::Untold, Ports::Told)
 }
 
-/// What two actions of a jail are about together; `None` for every port.
-pub(super) fn both(first: Option<PortSpec>, second: Option<PortSpec>) -> Option<PortSpec> {
-    let (mut both, second) = (first?, second?);
-    both.protocols
-        .extend(second.protocols.into_iter().filter(|new| !both.protocols.contains(new)).collect::<Vec<_>>());
-    both.ports.extend(second.ports.into_iter().filter(|new| !both.ports.contains(new)).collect::<Vec<_>>());
-    Some(both)
-}
-
-/// `22`, `ssh`, `6000:6010`, `6000-6010`.
-fn port_range(word: &str) -> Option<RangeInclusive<u16>> {
-    if let Some(port) = port(word) {
-        return Some(port..=port);
+/// What two actions of a jail are about together.
+pub(super) fn both(first: Ports, second: Ports) -> Ports {
+    match (first, second) {
+        (Ports::Told(first), Ports::Told(second)) if first.is_all() || second.is_all() => {
+            Ports::Told(Scope::ALL)
+        }
+        (Ports::Told(first), Ports::Told(second)) => {
+            let ranges = first.ranges().iter().chain(second.ranges()).copied();
+            Scope::ports(ranges).map_or_else(Ports::Untold, Ports::Told)
+        }
+        (Ports::Untold(why), _) | (_, Ports::Untold(why)) => Ports::Untold(why),
     }
-    let (first, last) = word.split_once([':', '-'])?;
-    Some(port(first)?..=port(last)?).filter(|range| !range.is_empty())
-}
-
-fn port(word: &str) -> Option<u16> {
-    /// Service names that jails use, as IANA registered them.
-    const SERVICES: [(&str, u16); 35] = [
-        ("domain", 53),
-        ("ftp", 21),
-        ("ftp-data", 20),
-        ("ftps", 990),
-        ("ftps-data", 989),
-        ("http", 80),
-        ("http-alt", 8080),
-        ("https", 443),
-        ("imap", 143),
-        ("imap2", 143),
-        ("imaps", 993),
-        ("ldap", 389),
-        ("ldaps", 636),
-        ("ms-sql-s", 1433),
-        ("mysql", 3306),
-        ("ntp", 123),
-        ("openvpn", 1194),
-        ("pop3", 110),
-        ("pop3s", 995),
-        ("postgresql", 5432),
-        ("rdp", 3389),
-        ("redis", 6379),
-        ("rsync", 873),
-        ("sieve", 4190),
-        ("sip", 5060),
-        ("sips", 5061),
-        ("smtp", 25),
-        ("smtps", 465),
-        ("socks", 1080),
-        ("ssh", 22),
-        ("ssmtp", 465),
-        ("submission", 587),
-        ("submissions", 465),
-        ("telnet", 23),
-        ("xmpp-client", 5222),
-    ];
-    word.parse().ok().or_else(|| SERVICES.iter().find(|(name, _)| *name == word).map(|(_, port)| *port))
 }
 
 #[cfg(test)]
@@ -309,26 +280,38 @@ mod tests {
     }
 
     #[test]
-    fn what_drops_packets_is_ours_and_its_ports_are_data() {
+    fn what_drops_packets_is_ours_and_its_ports_are_told() {
         for (file, options, expected) in [
             (
                 "iptables-multiport",
                 &[("port", "ssh,8000:8010"), ("protocol", "tcp")][..],
-                Some("tcp 22, 8000-8010"),
+                Ok("22/tcp,8000-8010/tcp"),
             ),
-            ("iptables-allports", &[("port", "ssh"), ("protocol", "tcp")], None),
-            ("nftables", &[("type", "allports"), ("port", "ssh"), ("protocol", "tcp")], None),
-            ("nftables-multiport", &[("port", "53"), ("protocol", "tcp,udp")], Some("tcp and udp 53")),
-            ("iptables", &[("port", "0:65535"), ("protocol", "tcp")], None),
-            ("iptables", &[("port", "some-service"), ("protocol", "tcp")], None),
-            ("ufw", &[], None),
-            ("shorewall-ipset-proto6", &[], None),
+            ("iptables-allports", &[("port", "ssh"), ("protocol", "tcp")], Ok("all")),
+            ("nftables", &[("type", "allports"), ("port", "ssh"), ("protocol", "tcp")], Ok("all")),
+            ("nftables-multiport", &[("port", "53"), ("protocol", "tcp,udp")], Ok("53/tcp,53/udp")),
+            ("iptables", &[("port", "0:65535"), ("protocol", "tcp")], Ok("all")),
+            ("iptables", &[("port", "22"), ("protocol", "all")], Ok("all")),
+            (
+                "iptables",
+                &[("port", "some-service"), ("protocol", "tcp")],
+                Err("\"some\" in \"some-service\""),
+            ),
+            ("iptables", &[("port", "22"), ("protocol", "icmp")], Err("\"icmp\" is no protocol")),
+            ("ufw", &[("port", "ssh"), ("protocol", "tcp")], Ok("all")),
+            ("route", &[("port", "ssh"), ("protocol", "tcp")], Ok("all")),
+            ("shorewall-ipset-proto6", &[], Ok("all")),
         ] {
             let Translated::Dropping(ports) = translate(&action(file, options), "j") else {
                 panic!("{file}")
             };
-            let text = ports.map(|ports| ports.to_string());
-            assert_eq!(text.as_deref(), expected, "{file} {options:?}");
+            match (&ports, expected) {
+                (Ports::Told(scope), Ok(expected)) => {
+                    assert_eq!(scope.to_string(), expected, "{file} {options:?}");
+                }
+                (Ports::Untold(why), Err(says)) => assert!(why.contains(says), "{file} {options:?}: {why}"),
+                _ => panic!("{file} {options:?}: {ports:?}"),
+            }
         }
         let opening = action("iptables-multiport", &[("blocktype", "RETURN")]);
         assert_eq!(translate(&opening, "j"), Translated::LetsIn("RETURN".to_owned()));

@@ -1,7 +1,7 @@
 //! fail2ban's jails as blocker's TOML, for those who want to leave its files behind.
 //!
-//! What is printed loads to the same policy as the files themselves, but for ports, which are a comment until bans know
-//! ports. Each thing that could not be carried over is a comment at its place, with file, line and reason. Filters stay
+//! What is printed loads to the same policy as the files themselves; the ports that fail2ban's bans are on are a comment,
+//! since ours are on all. Each thing that could not be carried over is a comment at its place, with file, line and reason. Filters stay
 //! in fail2ban's language, expanded.
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Arc, time::D
 
 use super::{
     action::{self, Translated},
-    jail::{Importing, Told},
+    jail::{BanPorts, Importing, Told},
     read, server,
     spec::JailSpec,
 };
@@ -57,7 +57,8 @@ pub fn export(dir: &Path, place: FilterPlace) -> Exported {
     let (mut off, mut off_notes) = (Vec::new(), Vec::new());
     for spec in &read.jails {
         let mut own = Findings::default();
-        let importing = Importing { read: &read, told: &mut told, compiled: &mut compiled };
+        let importing =
+            Importing { read: &read, ban_ports: BanPorts::All, told: &mut told, compiled: &mut compiled };
         let draft = importing.jail(spec, &mut own, &jails, &mut allow);
         let notes = own.finish().unwrap_or_else(|errors| errors.0);
         match &draft.state {
@@ -200,14 +201,13 @@ impl Writing {
     fn actions(&self, body: &mut String, spec: &JailSpec, rules: &Rules) {
         for used in &spec.actions {
             if let Translated::Dropping(_) = action::translate(used, &spec.name) {
-                let ports = rules.ports.as_ref().map(|ports| format!(" (there: {ports})"));
-                let _ = writeln!(
-                    body,
-                    "# {}: bans are blocker's own, on all ports{}.",
-                    shown(&used.file),
-                    ports.unwrap_or_default()
-                );
+                let _ = writeln!(body, "# {}: bans are blocker's own, on all ports.", shown(&used.file));
             }
+        }
+        if !rules.ports.is_all() {
+            let ports: Vec<String> =
+                rules.ports.ranges().iter().map(|range| quoted(&range.to_string())).collect();
+            let _ = writeln!(body, "# Those of fail2ban are on these:\n# ban_ports = [{}]", ports.join(", "));
         }
         let names: Vec<String> = rules.actions.value.iter().map(|action| quoted(&action.name)).collect();
         if !names.is_empty() {

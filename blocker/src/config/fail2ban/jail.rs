@@ -2,13 +2,13 @@
 //!
 //! An enabled jail becomes one of ours, with fail2ban's defaults (5 failures in 10 minutes ban for 10 minutes) where the
 //! files say nothing. `ignoreip` in `[DEFAULT]` joins the allowlist. The kernel drops a banned host on every port,
-//! whatever the action. What has no counterpart is named in warnings of the jails that ask for it.
+//! whatever the action, unless the operator asks for the action's ports. What has no counterpart is named in warnings of the jails that ask for it.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
-    action::{self, Translated},
+    action::{self, Ports, Translated},
     call,
     filter::{filter_spec, is_no},
     read,
@@ -25,7 +25,7 @@ use crate::{
         jails::{self, Draft, JailState, Jails, Origin, Rules},
     },
     filter::{Filter, FilterSpec, Place},
-    net::Prefix,
+    net::{Prefix, SCOPES_MAX, Scope},
     policy::{
         CommandLine, Escalation, Formula, IGNORE_TIMEOUT, IgnoreCommand, JournalMatches, MATCHES_MAX,
         SourceSpec,
@@ -39,10 +39,20 @@ const MAXRETRY_MAX: u32 = 10_000;
 /// The filter that reads fail2ban's own log for bans; ours are in the ledger.
 const RECIDIVE: &str = "recidive";
 
+/// What bans of imported jails are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BanPorts {
+    /// All ports, whatever their actions name.
+    All,
+    /// What their actions name.
+    Jail,
+}
+
 /// Reads all jails below `dir` into `jails`; addresses that no jail may ban go into `allow`. Returns what
 /// there is to know of fail2ban's memory.
 pub(crate) fn import(
     dir: &Path,
+    ban_ports: BanPorts,
     findings: &mut Findings,
     jails: &mut Jails,
     allow: &mut Vec<Prefix>,
@@ -51,7 +61,7 @@ pub(crate) fn import(
     let mut told = Told::default();
     let mut compiled = Vec::new();
     for spec in &read.jails {
-        let importing = Importing { read: &read, told: &mut told, compiled: &mut compiled };
+        let importing = Importing { read: &read, ban_ports, told: &mut told, compiled: &mut compiled };
         let draft = importing.jail(spec, findings, jails, allow);
         if !jails.add(draft) {
             let message =
@@ -73,6 +83,7 @@ pub(super) struct Told {
 /// What the jails of one import share.
 pub(super) struct Importing<'a> {
     pub(super) read: &'a read::Jails,
+    pub(super) ban_ports: BanPorts,
     pub(super) told: &'a mut Told,
     /// Filters so far: jails that use one in the same way share it.
     pub(super) compiled: &'a mut Vec<(FilterSpec, Arc<Filter>)>,
@@ -87,14 +98,15 @@ impl Importing<'_> {
         jails: &Jails,
         allow: &mut Vec<Prefix>,
     ) -> Draft {
-        let Self { read, told, compiled } = self;
-        Translating { read, spec, findings, told, compiled }.jail(jails, allow)
+        let Self { read, ban_ports, told, compiled } = self;
+        Translating { read, spec, ban_ports, findings, told, compiled }.jail(jails, allow)
     }
 }
 
 struct Translating<'a> {
     read: &'a read::Jails,
     spec: &'a JailSpec,
+    ban_ports: BanPorts,
     findings: &'a mut Findings,
     told: &'a mut Told,
     compiled: &'a mut Vec<(FilterSpec, Arc<Filter>)>,
@@ -133,7 +145,7 @@ impl Translating<'_> {
             Err(refusal(&spec.at, "", why, "blocker's own jail is in force; rename one of the two"))
         } else {
             self.rules(&mut draft.rules, allow);
-            self.fill(&mut draft)
+            self.fill(&mut draft, jails)
         };
         draft.state = match read {
             Ok(()) => JailState::Enabled,
@@ -146,11 +158,11 @@ impl Translating<'_> {
         draft
     }
 
-    fn fill(&mut self, draft: &mut Draft) -> Result<(), Refusal> {
+    fn fill(&mut self, draft: &mut Draft, jails: &Jails) -> Result<(), Refusal> {
         // All are read before any refuses, so that one run tells all.
         let spec = self.spec;
         self.wrong(|option| option != "filter");
-        let lets_in = self.actions(draft);
+        let lets_in = self.actions(draft, jails);
         if spec.filter.as_ref().is_some_and(|filter| filter.name == RECIDIVE) {
             draft.filter_names.push(RECIDIVE.to_owned());
             draft.sources.push(SourceSpec::Ledger);
@@ -426,7 +438,7 @@ impl Translating<'_> {
     }
 
     /// What to run, and for which ports; refuses a jail that lets in instead of keeping out.
-    fn actions(&mut self, draft: &mut Draft) -> Result<(), Refusal> {
+    fn actions(&mut self, draft: &mut Draft, jails: &Jails) -> Result<(), Refusal> {
         let (mut commands, mut ports, mut outcome) = (Vec::new(), None, Ok(()));
         for action in &self.spec.actions {
             match action::translate(action, &self.spec.name) {
@@ -463,18 +475,44 @@ impl Translating<'_> {
             let hint = "set `enabled = false` if the jail is only to tell of attacks";
             self.warn(&first.at, "action", message, hint);
         }
-        draft.rules.ports = ports.flatten();
-        if draft.rules.ports.is_some()
-            && !std::mem::replace(&mut self.told.ports, true)
-            && let Some(port) = self.spec.actions.first()
-        {
-            let message = "a ban is on all ports, here and in every other jail".to_owned();
-            self.warn(&port.at, "action", message, "`allowlist` is for hosts that must never be cut off");
-        }
+        self.ports(draft, ports.unwrap_or(Ports::Told(Scope::ALL)), jails);
         if let Some(action) = self.spec.actions.first() {
             draft.rules.actions.replace(Some((commands, action.at.clone())));
         }
         outcome
+    }
+}
+
+impl Translating<'_> {
+    /// What bans are on: what the actions name, if that is wanted and can be had, else all ports.
+    fn ports(&mut self, draft: &mut Draft, ports: Ports, jails: &Jails) {
+        let Some(at) = self.spec.actions.first().map(|action| action.at.clone()) else { return };
+        let scope = match (self.ban_ports, ports) {
+            (BanPorts::All, Ports::Untold(_)) => return,
+            (BanPorts::Jail, Ports::Untold(why)) => {
+                let message = format!("bans of this jail are on all ports: {why}");
+                return self.warn(&at, "port", message, "write ports as numbers");
+            }
+            (_, Ports::Told(scope)) => scope,
+        };
+        draft.rules.ports = scope.clone();
+        if scope.is_all() {
+            return;
+        }
+        if self.ban_ports == BanPorts::All {
+            if !std::mem::replace(&mut self.told.ports, true) {
+                let message = "a ban is on all ports, here and in every other jail".to_owned();
+                let hint = "`ban_ports = \"jail\"` in [import] keeps to the ports of each jail; `allowlist` is for hosts that must never be cut off";
+                self.warn(&at, "action", message, hint);
+            }
+        } else if jails.has_room_for(&scope) {
+            draft.rules.scope.replace(Some((scope, at)));
+        } else {
+            let message = format!(
+                "bans of this jail are on all ports: other jails have {SCOPES_MAX} different lists of ports already"
+            );
+            self.warn(&at, "port", message, "give several jails the same list");
+        }
     }
 }
 

@@ -41,7 +41,7 @@ mod unknown;
 mod words;
 
 pub use export::{Exported, FilterPlace, export};
-pub(super) use jail::import;
+pub(super) use jail::{BanPorts, import};
 pub use read::{FAIL2BAN_VERSION, JAILS_MAX};
 pub use spec::{ActionUse, FilterUse, JailSpec, LogPath, Text, Wrong};
 

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::{Counters, Description, EnforceError, Enforcer, Entry, Health, Keep};
 use crate::{
     engine::Change,
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 
@@ -390,7 +390,15 @@ impl Enforcer for Nft {
     fn apply(&mut self, batch: &[Change], now: Timestamp) -> Result<(), EnforceError> {
         let (flush, wishes) = wishes(batch, now);
         let what = || format!("write {} changes to nftables", batch.len());
-        let mut first_error = None;
+        let mut first_error = batch.iter().find_map(|change| match change {
+            Change::Ban(ban) if !ban.scope.is_all() => Some(EnforceError {
+                what: format!("ban {} on {}", ban.prefix, ban.scope),
+                cause: "nftables bans on all ports only here".to_owned(),
+                hint: "ban on all ports".to_owned(),
+                prefix: Some(ban.prefix),
+            }),
+            _ => None,
+        });
         let mut flush = flush;
         let mut parts = wishes.chunks(TRANSACTION_CHANGES_MAX);
         // A flush goes with the first part, so that what stays banned is never free.
@@ -431,6 +439,7 @@ impl Enforcer for Nft {
             };
             entries.extend(elements.into_iter().map(|element| Entry {
                 prefix: element.prefix,
+                scope: Scope::ALL,
                 until: match element.left_ms {
                     Some(left) => Until::At(now.saturating_add(std::time::Duration::from_millis(left))),
                     None => Until::Forever,
@@ -498,8 +507,11 @@ fn wishes(batch: &[Change], now: Timestamp) -> (bool, Vec<Wish>) {
     let mut places: HashMap<(Kind, Prefix), usize> = HashMap::with_capacity(batch.len());
     for change in batch {
         let (kind, prefix, goal) = match change {
+            // Never widened: whoever bans on some ports wants the others open. `apply` says so.
+            Change::Ban(ban) if !ban.scope.is_all() => continue,
+            Change::Unban { scope, .. } if !scope.is_all() => continue,
             Change::Ban(ban) => (Kind::Ban, ban.prefix, goal(ban.until, now)),
-            Change::Unban { prefix } => (Kind::Ban, *prefix, Goal::Gone),
+            Change::Unban { prefix, .. } => (Kind::Ban, *prefix, Goal::Gone),
             Change::Allow { prefix } => (Kind::Allow, *prefix, Goal::Held(None)),
             Change::Disallow { prefix } => (Kind::Allow, *prefix, Goal::Gone),
             Change::Flush => {

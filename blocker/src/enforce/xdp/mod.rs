@@ -26,7 +26,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{Counters, Description, EnforceError, Enforcer, Entry, Health, Keep};
 use crate::{
     engine::Change,
-    net::Prefix,
+    net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 
@@ -227,8 +227,15 @@ impl Xdp {
 
     fn change(&mut self, change: &Change, now: Timestamp) -> Result<(), EnforceError> {
         match change {
+            // Never widened: whoever bans on some ports wants the others open.
+            Change::Ban(ban) if !ban.scope.is_all() => Err(refused(
+                format!("ban {} on {}", ban.prefix, ban.scope),
+                "XDP bans on all ports only".to_owned(),
+                "set `[enforce] backend = \"nftables\"`, or ban on all ports",
+            )),
+            Change::Unban { scope, .. } if !scope.is_all() => Ok(()),
             Change::Ban(ban) => self.ban(ban.prefix, ban.until, now),
-            Change::Unban { prefix } => {
+            Change::Unban { prefix, .. } => {
                 let (place, key) = key::of_ban(*prefix);
                 self.remove(place.map, &key)?;
                 if place.is_trie { self.mark_prefixes() } else { Ok(()) }
@@ -287,7 +294,7 @@ impl Enforcer for Xdp {
         for change in batch {
             let prefix = match change {
                 Change::Ban(ban) => Some(ban.prefix),
-                Change::Unban { prefix } | Change::Allow { prefix } | Change::Disallow { prefix } => {
+                Change::Unban { prefix, .. } | Change::Allow { prefix } | Change::Disallow { prefix } => {
                     Some(*prefix)
                 }
                 Change::Flush => None,
@@ -308,7 +315,7 @@ impl Enforcer for Xdp {
         let mut entries: Vec<Entry> = held
             .filter_map(|(_, key, value)| {
                 let until = from_boot(value[BAN_UNTIL], boot, now);
-                Some(Entry { prefix: key.prefix()?, until, packets: value[BAN_PACKETS] })
+                Some(Entry { prefix: key.prefix()?, scope: Scope::ALL, until, packets: value[BAN_PACKETS] })
             })
             .collect();
         entries.sort_unstable_by_key(|entry| entry.prefix);
