@@ -94,6 +94,8 @@ pub enum Health {
     Sound,
     /// Something was missing and is back, perhaps empty: apply the desired state again.
     Repaired,
+    /// Everything is in place, and another program may have changed bans: compare them with the desired state.
+    Doubtful,
 }
 
 /// What happens to the kernel half when the agent lets go.

@@ -36,6 +36,22 @@ impl Message {
         Self(bytes)
     }
 
+    /// Attributes without a header, to be appended to a message.
+    pub(super) fn part() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Appends the attributes of a part.
+    pub(super) fn append(&mut self, part: &Self) -> &mut Self {
+        self.0.extend(&part.0);
+        self
+    }
+
     /// Appends one attribute.
     pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
@@ -48,9 +64,13 @@ impl Message {
 
     /// Appends a string, with the NUL that the kernel wants.
     pub(super) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes)
+        let length = u16::try_from(value.len() + 5).unwrap_or(u16::MAX);
+        self.0.extend(length.to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value.as_bytes());
+        self.0.push(0);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
     }
 
     /// Appends a 32-bit number; nf_tables has them in network order.

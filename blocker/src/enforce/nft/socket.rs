@@ -11,13 +11,14 @@ use std::{
 
 use nftnl::{Batch, MsgType, NlMsg};
 use rustix::{
-    io::Errno,
+    io::{Errno, FdFlags, fcntl_setfd},
     net::{RecvFlags, recv, sockopt},
 };
 
 use super::message::{MESSAGE_BYTES_MAX, Message, Reply, array, attributes_of, replies};
 
-/// Room for one transaction: a million elements take about 100 MiB. Reserved by no one until it is used.
+/// Room for one transaction, above all for a table that is made anew: a million elements take about 100 MiB. Reserved
+/// by no one until it is used.
 const SEND_BYTES_MAX: usize = 256 << 20;
 /// Room for the answers to one transaction.
 const RECEIVE_BYTES_MAX: usize = 16 << 20;
@@ -25,6 +26,8 @@ const RECEIVE_BYTES_MAX: usize = 16 << 20;
 const BUFFER_BYTES: usize = 65_536;
 /// How often a dump that a foreign transaction interrupted is begun again.
 const DUMP_TRIES_MAX: usize = 10;
+/// Single questions that are sent at once: their answers must find room, at about 4 KiB each.
+const QUESTIONS_MAX: usize = 1_000;
 /// Datagrams of one dump: bounds the loop, at about 100 elements each.
 const DATAGRAMS_MAX: usize = 1 << 20;
 /// `NLMSGERR_ATTR_MSG` and the flag that says that such attributes follow (netlink(7), extended ack).
@@ -52,6 +55,9 @@ impl From<io::Error> for Refusal {
         Errno::from_io_error(&error).unwrap_or(Errno::IO).into()
     }
 }
+
+/// Takes an answer, with the place of its question.
+type ReadEach<'a> = dyn FnMut(usize, Result<&[u8], Refusal>) + 'a;
 
 /// A netlink socket to nf_tables.
 pub(super) struct Socket {
@@ -86,6 +92,8 @@ impl Socket {
     pub(super) fn open() -> Result<Self, Refusal> {
         let socket = mnl::Socket::new(mnl::Bus::Netfilter)?;
         let this = Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] };
+        // No command that the agent runs gets it, or would keep the table owned when the agent is gone.
+        fcntl_setfd(this.fd(), FdFlags::CLOEXEC)?;
         // Both need CAP_NET_ADMIN, as all that follows does.
         sockopt::set_socket_send_buffer_size_force(this.fd(), SEND_BYTES_MAX)?;
         sockopt::set_socket_recv_buffer_size_force(this.fd(), RECEIVE_BYTES_MAX)?;
@@ -172,6 +180,42 @@ impl Socket {
             }
         }
         Ok(whole)
+    }
+
+    /// Asks questions that have one answer each; hands those to `read`, with the question's place.
+    pub(super) fn ask_each(
+        &mut self,
+        questions: impl Iterator<Item = Message>,
+        read: &mut ReadEach<'_>,
+    ) -> Result<(), Refusal> {
+        let (mut questions, mut asked) = (questions.peekable(), 0);
+        while questions.peek().is_some() {
+            self.forget_old_answers()?;
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Vec::new();
+            let mut count = 0;
+            for question in questions.by_ref().take(QUESTIONS_MAX) {
+                self.sequence = self.sequence.wrapping_add(1);
+                bytes.extend(question.finish(self.sequence));
+                count += 1;
+            }
+            self.socket.send(&bytes)?;
+            while let Some(length) = self.receive()? {
+                for reply in replies(&self.buffer[..length]) {
+                    let place = usize::try_from(reply.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+                    if place < count {
+                        read(asked + place, refused(reply).map_or(Ok(reply.body), Err));
+                    }
+                }
+            }
+            asked += count;
+        }
+        Ok(())
+    }
+
+    /// The number by which the kernel knows this socket.
+    pub(super) fn port(&self) -> u32 {
+        self.socket.portid()
     }
 
     /// The next datagram into `self.buffer`, or `None` when there is none.
