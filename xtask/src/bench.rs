@@ -21,6 +21,8 @@ pub enum Bench {
     Source,
     /// From the log line to the kernel, and to the first packet dropped; and the idle agent's memory.
     Latency,
+    /// Packets of banned sources that get through while programs, tables and the agent are swapped: none.
+    Gap,
 }
 
 /// Runs the named benchmarks, or all, with these arguments.
@@ -31,7 +33,15 @@ pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
     setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers, setup::Need::Filters])?;
     build::object()?;
-    let all = [Bench::Packet, Bench::Log, Bench::Longline, Bench::Memory, Bench::Source, Bench::Latency];
+    let all = [
+        Bench::Packet,
+        Bench::Log,
+        Bench::Longline,
+        Bench::Memory,
+        Bench::Source,
+        Bench::Latency,
+        Bench::Gap,
+    ];
     for bench in if which.is_empty() { &all } else { which } {
         let name = match bench {
             Bench::Packet => "packet",
@@ -40,6 +50,7 @@ pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
             Bench::Memory => "memory",
             Bench::Source => "source",
             Bench::Latency => "latency",
+            Bench::Gap => "gap",
         };
         println!("\n== {name}");
         let mut command = Command::new("cargo");

@@ -1,0 +1,41 @@
+//! No gap, at length: thousands of swaps of programs and tables, and a thousand restarts of the agent, under flood.
+//!
+//! The same that `tests/gap.rs` does a few times. It fails where a single packet of a banned source gets through.
+
+use std::{path::Path, time::Duration};
+
+use blocker::enforce::xdp;
+use xtask::lab::{agent::Backend, missing};
+
+#[path = "../common/flood.rs"]
+mod flood;
+#[path = "../common/frame.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod frame;
+
+const SWAPS: usize = 3_000;
+const RESTARTS: usize = 1_000;
+/// For each line of the table.
+const TIME_MAX: Duration = Duration::from_secs(1_800);
+
+fn main() {
+    if let Some(reason) = missing() {
+        println!("not measured: {reason}");
+        return;
+    }
+    for series in flood::series() {
+        let outcome = flood::swap(&series, SWAPS, TIME_MAX);
+        println!("{}, swaps: {outcome}", series.name);
+        outcome.check(series.name);
+    }
+    let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
+    for backend in [Backend::Xdp, Backend::Nftables] {
+        if backend == Backend::Xdp && !xdp::is_built_in() {
+            println!("xdp: not measured, it was not built in");
+            continue;
+        }
+        let outcome = flood::restart(binary, backend, RESTARTS, TIME_MAX);
+        println!("{backend}, restarts of the agent: {outcome}");
+        outcome.check(&backend.to_string());
+    }
+}
