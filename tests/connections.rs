@@ -103,7 +103,12 @@ impl Town {
     }
 
     fn close(&self, banned: &[&str], spared: &[&str]) -> Closed {
-        self.lan.host.enter(|| sockets::close(&set(banned), &set(spared))).unwrap()
+        self.close_on(&[("all", banned)], spared)
+    }
+
+    fn close_on(&self, banned: &[(&str, &[&str])], spared: &[&str]) -> Closed {
+        let banned = banned.iter().map(|(scope, prefixes)| (scope.parse().unwrap(), set(prefixes))).collect();
+        self.lan.host.enter(|| sockets::close(&banned, &set(spared))).unwrap()
     }
 
     /// UDP sockets of the host's that are connected with a client of either family.
@@ -185,6 +190,30 @@ fn connections_of_a_banned_source_end_and_no_others() {
     assert_eq!(town.close(&many, &[]).closed, 6);
     assert!(others.iter_mut().all(|connection| connection.ended() == ABORTED));
     assert!(town.connect(&dual, NEIGHBOUR, HOST_V4).lives());
+}
+
+#[test]
+fn a_ban_on_some_ports_ends_what_comes_to_these_ports() {
+    let Some(town) = Town::new("a_ban_on_some_ports_ends_what_comes_to_these_ports") else { return };
+    let (ssh, web) = (town.listen("[::]:2222"), town.listen("[::]:8080"));
+    let mut connections =
+        [&ssh, &web].map(|listener| [HOST_V4, HOST_V6].map(|to| town.connect(listener, ATTACKER, to)));
+    let udp = town.udp(ATTACKER);
+    let wide: &[&str] = &["198.51.100.0/24", "2001:db8:66::/64"];
+    assert_eq!(town.close_on(&[("22,2223-8079,2222/udp", wide)], &[]).closed, 0);
+    let closed = town.close_on(&[("2000-3000", wide), ("80", wide)], &[]);
+    assert_eq!(closed, Closed { closed: 2, left: 0, cut_short: false });
+    let [his, others] = &mut connections;
+    assert!(his.iter_mut().all(|connection| connection.ended() == ABORTED));
+    assert!(others.iter_mut().all(Connection::lives));
+    // Narrower bans on all ports beside wide ones on some.
+    let closed =
+        town.close_on(&[("8080", &wide[..1]), ("all", &wide[1..]), ("1-65535/udp", &wide[..1])], &[]);
+    assert_eq!(closed.closed, 4);
+    assert!(others.iter_mut().all(|connection| connection.ended() == ABORTED));
+    for socket in &udp {
+        assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use blocker::{
     enforce::{Enforcer, Keep, nft::Nft, xdp},
     engine::Change,
     ledger::{Ban, Origin},
+    net::Scope,
     time::{Timestamp, Until},
 };
 use xtask::lab::{
@@ -216,6 +217,7 @@ fn bans() -> Vec<Change> {
     let ban = |(prefix, _): (&str, &str)| {
         Change::Ban(Ban {
             prefix: prefix.parse().unwrap(),
+            scope: Scope::ALL,
             origin: Origin::Operator,
             since: now(),
             until: Until::Forever,

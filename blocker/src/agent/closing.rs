@@ -18,9 +18,9 @@ use tracing::{debug, warn};
 use super::Agent;
 use crate::{
     allowlist::PrefixSet,
-    enforce::sockets::{self, Closed, Trouble},
+    enforce::sockets::{self, Banned, Closed, Trouble},
     engine::Change,
-    net::Prefix,
+    net::{Prefix, Scope},
 };
 
 /// Bans whose connections wait to be closed, beyond which all connections are looked at.
@@ -53,7 +53,7 @@ pub(super) struct Closing {
     pub(super) left: u64,
     /// How often the time or the room was over before all were looked at.
     pub(super) cut_short: u64,
-    waiting: Vec<Prefix>,
+    waiting: Vec<(Scope, Prefix)>,
     look_at_all: bool,
     busy: bool,
     not_before: Option<Instant>,
@@ -87,18 +87,14 @@ impl Closing {
             return;
         }
         for change in changes {
-            // A connection to another port than those of the ban goes on.
             let Change::Ban(ban) = change else { continue };
-            if !ban.scope.is_all() {
-                continue;
-            }
             if self.waiting.len() >= WAITING_MAX {
                 self.look_at_all();
             }
             if self.look_at_all {
                 return;
             }
-            self.waiting.push(ban.prefix);
+            self.waiting.push((ban.scope.clone(), ban.prefix));
         }
     }
 
@@ -122,8 +118,14 @@ impl Agent {
             return;
         }
         let all = std::mem::take(&mut self.closing.look_at_all);
-        let banned: PrefixSet = std::mem::take(&mut self.closing.waiting).into_iter().collect();
-        let spared: PrefixSet = banned.iter().flat_map(|prefix| self.engine.spared(prefix)).collect();
+        let mut banned = Banned::default();
+        let mut spared = PrefixSet::default();
+        for (scope, prefix) in std::mem::take(&mut self.closing.waiting) {
+            for prefix in self.engine.spared(prefix) {
+                spared.insert(prefix);
+            }
+            banned.entry(scope).or_default().insert(prefix);
+        }
         let done = self.closing.done.clone();
         self.closing.busy = true;
         tokio::task::spawn_blocking(move || {
@@ -154,8 +156,10 @@ impl Agent {
             }
             Ok(Outcome::Connected(addresses, whole)) => {
                 closing.cut_short += u64::from(!whole);
-                let banned = addresses.into_iter().filter(|address| self.engine.is_banned(*address));
-                closing.waiting.extend(banned.map(Prefix::host));
+                for address in addresses {
+                    let scopes = self.engine.banned(address).cloned();
+                    closing.waiting.extend(scopes.map(|scope| (scope, Prefix::host(address))));
+                }
             }
             Err(Trouble::Lacking(error)) => {
                 warn!("connections of banned sources stay open: {error}");
@@ -175,7 +179,6 @@ mod tests {
     use super::*;
     use crate::{
         ledger::{Ban, Origin},
-        net::Scope,
         time::{Timestamp, Until},
     };
 

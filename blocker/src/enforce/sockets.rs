@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
     time::{Duration, Instant},
@@ -26,7 +26,10 @@ use super::{
     EnforceError,
     netlink::{array, replies},
 };
-use crate::{allowlist::PrefixSet, net::Prefix};
+use crate::{
+    allowlist::PrefixSet,
+    net::{Prefix, Protocol, Scope},
+};
 
 /// The longest that one call takes.
 pub const TIME_MAX: Duration = Duration::from_secs(5);
@@ -89,6 +92,9 @@ pub struct Closed {
     pub cut_short: bool,
 }
 
+/// Who is banned, by what of theirs is.
+pub type Banned = BTreeMap<Scope, PrefixSet>;
+
 /// Why connections were not closed.
 #[derive(Debug)]
 pub enum Trouble {
@@ -112,12 +118,12 @@ pub fn probe() -> Result<(), Trouble> {
     }
 }
 
-/// Destroys every TCP connection and connected UDP socket whose other end is in `banned` and not in `spared`. Both ends
-/// are told: whoever reads here gets ECONNABORTED, the other side a reset.
+/// Destroys every TCP connection and connected UDP socket whose other end is in `banned`, with this end on a port that is
+/// meant, and not in `spared`. Both ends are told: whoever reads here gets ECONNABORTED, the other side a reset.
 ///
 /// # Errors
 /// When sockets cannot be listed, or the kernel does not destroy any.
-pub fn close(banned: &PrefixSet, spared: &PrefixSet) -> Result<Closed, Trouble> {
+pub fn close(banned: &Banned, spared: &PrefixSet) -> Result<Closed, Trouble> {
     let until = Instant::now() + TIME_MAX;
     let mut diag = Diag::open()?;
     let mut outcome = Closed::default();
@@ -127,7 +133,10 @@ pub fn close(banned: &PrefixSet, spared: &PrefixSet) -> Result<Closed, Trouble> 
             let (mut found, mut full) = (Vec::new(), false);
             let whole = diag.dump(kind, &filter, until, &mut |connection| {
                 let remote = Prefix::host(connection.remote());
-                if banned.covering(remote).is_none() || spared.covering(remote).is_some() {
+                let is_banned = banned.iter().any(|(scope, prefixes)| {
+                    scope.drops(connection.local()) && prefixes.covering(remote).is_some()
+                });
+                if !is_banned || spared.covering(remote).is_some() {
                     return;
                 }
                 if found.len() < FOUND_MAX {
@@ -214,6 +223,12 @@ impl Connection {
         } else {
             IpAddr::from(Ipv6Addr::from(address)).to_canonical()
         }
+    }
+
+    /// Protocol and port of this end.
+    fn local(&self) -> Option<(Protocol, u16)> {
+        let protocol = if self.kind.protocol == TCP { Protocol::Tcp } else { Protocol::Udp };
+        Some((protocol, u16::from_be_bytes(array(&self.id, 0)?)))
     }
 }
 
@@ -356,9 +371,12 @@ fn trouble(what: &str, errno: Errno) -> Trouble {
 
 /// The kernel's filter for connections with these prefixes; empty where the prefixes are too many for one, and `None`
 /// where no connection of this kind can be meant.
-fn filter(kind: Kind, banned: &PrefixSet) -> Option<Vec<u8>> {
+fn filter(kind: Kind, banned: &Banned) -> Option<Vec<u8>> {
     // An IPv6 socket also has the connections of IPv4 ones, by IPv4-mapped addresses; the kernel knows.
-    let fitting = || banned.iter().filter(|prefix| kind.family == INET6 || prefix.address().is_ipv4());
+    let fitting = || {
+        let prefixes = banned.values().flat_map(PrefixSet::iter);
+        prefixes.filter(|prefix| kind.family == INET6 || prefix.address().is_ipv4())
+    };
     fitting().next()?;
     let few: Vec<Prefix> = fitting().take(FILTER_PREFIXES_MAX + 1).collect();
     Some(if few.len() > FILTER_PREFIXES_MAX { Vec::new() } else { any_of(&few) })
@@ -435,8 +453,9 @@ mod tests {
         at == code.len()
     }
 
-    fn set(prefixes: &[&str]) -> PrefixSet {
-        prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect()
+    fn set(prefixes: &[&str]) -> Banned {
+        let prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        BTreeMap::from([(Scope::ALL, prefixes)])
     }
 
     #[test]
@@ -449,7 +468,7 @@ mod tests {
             let code = filter(KINDS[1], &banned).unwrap();
             for address in addresses {
                 let address: IpAddr = address.parse().unwrap();
-                let expected = banned.covering(Prefix::host(address)).is_some();
+                let expected = banned[&Scope::ALL].covering(Prefix::host(address)).is_some();
                 assert_eq!(accepts(&code, address), expected, "{address} in {:?}", &prefixes[..count]);
             }
         }
@@ -461,6 +480,10 @@ mod tests {
         assert!(filter(KINDS[1], &set(&["10.0.0.0/8"])).is_some(), "IPv4-mapped");
         assert_eq!(filter(KINDS[0], &set(&[])), None);
         let many: PrefixSet = (0..100_u8).map(|n| Prefix::host(IpAddr::from([203, 0, 113, n]))).collect();
-        assert_eq!(filter(KINDS[0], &many), Some(Vec::new()), "not filtered in the kernel");
+        assert_eq!(
+            filter(KINDS[0], &BTreeMap::from([(Scope::ALL, many)])),
+            Some(Vec::new()),
+            "not filtered in the kernel"
+        );
     }
 }

@@ -371,10 +371,11 @@ impl Engine {
         sets.flat_map(move |set| set.covering(prefix).into_iter().chain(set.all_inside(prefix)))
     }
 
-    /// Whether there is a ban on all ports for this address, which is not on the allowlist.
-    pub fn is_banned(&self, address: IpAddr) -> bool {
+    /// What of this address is banned, unless it is on the allowlist.
+    pub fn banned(&self, address: IpAddr) -> impl Iterator<Item = &Scope> {
         let host = Prefix::host(address);
-        self.ledger.covering(host, &Scope::ALL).is_some() && self.spared(host).next().is_none()
+        let is_spared = self.spared(host).next().is_some();
+        self.ledger.around(host).map(|ban| &ban.scope).filter(move |_| !is_spared)
     }
 
     /// Everything the store should hold, to be written over whatever it holds.
