@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod packet;
+pub mod ports;
 
 /// The version of everything below. Pinned maps of another version are not adopted.
 pub const LAYOUT_VERSION: u32 = 1;
