@@ -137,12 +137,11 @@ impl Rules {
         let setting = |key, value, at: &Option<Place>| Setting { key, value, at: at.clone() };
         let there =
             (!self.ports.is_all()).then(|| setting("ports", self.ports.to_string(), &self.actions.at));
-        let here = self.scope.at.is_some() || !self.scope.value.is_all();
-        let here = here.then(|| setting("ban_ports", self.scope.value.to_string(), &self.scope.at));
         let mut settings = vec![
             setting("maxretry", self.maxretry.value.to_string(), &self.maxretry.at),
             setting("findtime", span_text(self.findtime.value), &self.findtime.at),
             setting("bantime", self.bantime.value.to_string(), &self.bantime.at),
+            setting("ban_ports", self.scope.value.to_string(), &self.scope.at),
             setting("ignoreip", ignored.join(" "), &self.ignoreip.at),
             setting("ipv6_prefix", self.ipv6_prefix.value.to_string(), &self.ipv6_prefix.at),
             setting("ignoreself", self.ignoreself.value.to_string(), &self.ignoreself.at),
@@ -152,7 +151,6 @@ impl Rules {
             setting("escalation", escalation, &self.escalation.at),
             setting("ignorecommand", ignorecommand, &self.ignorecommand.at),
         ];
-        settings.extend(here);
         // As fail2ban has it: shown, and no more.
         settings.extend(there);
         settings
