@@ -13,11 +13,11 @@ use blocker::{
     control::{
         client::{self, ClientError},
         protocol::{Call, CallError, Code, REQUEST_BYTES_MAX},
-        server::{CONNECTIONS_MAX, Pending, Server},
+        server::{Asked, CONNECTIONS_MAX, Pending, Reply, Server},
     },
     engine::Request,
 };
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::to_raw_value};
 use tokio::sync::{mpsc, oneshot};
 
 /// A server whose every call is answered with what was asked.
@@ -67,16 +67,22 @@ impl Drop for Stage {
 }
 
 async fn serve(path: PathBuf, stopped: oneshot::Receiver<()>) {
-    let (calls, mut called) = mpsc::channel::<Pending>(4);
+    let (calls, mut called) = mpsc::channel::<Pending<usize>>(4);
     let server = Server::bind(&path).unwrap();
     tokio::task::spawn_local(server.run(calls));
     let answering = async {
         while let Some(pending) = called.recv().await {
             let answer = match &pending.call {
-                Call::Engine(Request::Unban { .. }) => Err(CallError::refused("it is not banned")),
-                call => Ok(
-                    json!({ "call": format!("{call:?}"), "uid": pending.peer.uid, "pid": pending.peer.pid }),
-                ),
+                Asked::Call(Call::Engine(Request::Unban { .. })) => {
+                    Err(CallError::refused("it is not banned"))
+                }
+                Asked::Call(Call::Bans { limit: Some(parts), .. }) => Ok(part(*parts)),
+                Asked::More(BREAKS_OFF) => Err(CallError::failed("the kernel is gone")),
+                Asked::More(parts) => Ok(part(*parts)),
+                Asked::Call(call) => {
+                    let (uid, pid) = (pending.peer.uid, pending.peer.pid);
+                    Ok(json!({ "call": format!("{call:?}"), "uid": uid, "pid": pid }).into())
+                }
             };
             let _gone = pending.reply.send(answer);
         }
@@ -85,6 +91,15 @@ async fn serve(path: PathBuf, stopped: oneshot::Receiver<()>) {
         () = answering => {}
         _ = stopped => {}
     }
+}
+
+/// Where a list ends with an error.
+const BREAKS_OFF: usize = 100;
+
+/// A row with its number, and fewer behind it.
+fn part(parts: usize) -> Reply<usize> {
+    let rows = to_raw_value(&[parts]).unwrap();
+    Reply::Part { rows, rest: parts.checked_sub(1) }
 }
 
 /// What the server answers to these bytes, a line each.
@@ -107,6 +122,46 @@ fn a_question_is_answered_and_the_asker_is_known() {
     assert!(
         matches!(stage.ask("nonsense", json!({})), Err(ClientError::Refused(error)) if error.code == Code::BadRequest)
     );
+}
+
+#[test]
+fn a_list_comes_in_parts_and_is_put_together_or_handed_over() {
+    let stage = Stage::new();
+    let limit = |limit: usize| json!({ "limit": limit });
+    assert_eq!(stage.ask("bans", limit(3)).unwrap(), json!([3, 2, 1, 0]));
+    assert_eq!(stage.ask("bans", limit(0)).unwrap(), json!([0]));
+    let mut parts = Vec::new();
+    let listed = client::list(&stage.socket, "bans", limit(2), |rows| {
+        parts.push(rows.iter().map(|row| row.get().to_owned()).collect::<Vec<_>>());
+        Ok(())
+    });
+    assert!(listed.is_ok() && parts == [["2"], ["1"], ["0"]], "{parts:?}");
+    // The next question on the same connection comes after the last part.
+    let bytes = b"{\"v\":1,\"id\":1,\"method\":\"bans\",\"params\":{\"limit\":1}}\n{\"v\":1,\"id\":2,\"method\":\"status\"}\n";
+    let answers = exchange(&mut stage.connect(), bytes);
+    let shown: Vec<_> =
+        answers.iter().map(|answer| (answer["id"].as_u64(), answer["more"].as_bool())).collect();
+    assert_eq!(shown, [(Some(1), Some(true)), (Some(1), None), (Some(2), None)]);
+}
+
+#[test]
+fn a_list_that_breaks_off_or_is_not_taken_is_no_list() {
+    let stage = Stage::new();
+    let limit = json!({ "limit": BREAKS_OFF + 2 });
+    let mut rows_seen = 0;
+    let broken = client::list(&stage.socket, "bans", limit.clone(), |rows| {
+        rows_seen += rows.len();
+        Ok(())
+    });
+    assert!(matches!(broken, Err(ClientError::Refused(error)) if error.message == "the kernel is gone"));
+    assert_eq!(rows_seen, 2);
+    assert!(matches!(stage.ask("bans", limit), Err(ClientError::Refused(_))));
+    // Whoever takes the first part and goes leaves nothing behind.
+    let went = client::list(&stage.socket, "bans", json!({ "limit": 50 }), |_| {
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    });
+    assert!(matches!(went, Err(ClientError::Broken(..))));
+    stage.ask("status", json!({})).unwrap();
 }
 
 #[test]

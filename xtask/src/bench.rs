@@ -15,6 +15,8 @@ pub enum Bench {
     Log,
     /// The dearest line of 64 KiB for each filter, shipped and imported.
     Longline,
+    /// A million bans: a start, a listing, memory.
+    Restore,
     /// Resident memory under a flood of addresses.
     Memory,
     /// The file source: catching up, live, many files, and logrotate.
@@ -41,6 +43,7 @@ pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
         Bench::Source,
         Bench::Latency,
         Bench::Gap,
+        Bench::Restore,
     ];
     for bench in if which.is_empty() { &all } else { which } {
         let name = match bench {
@@ -48,6 +51,7 @@ pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
             Bench::Log => "log",
             Bench::Longline => "longline",
             Bench::Memory => "memory",
+            Bench::Restore => "restore",
             Bench::Source => "source",
             Bench::Latency => "latency",
             Bench::Gap => "gap",

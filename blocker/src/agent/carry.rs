@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use super::{Agent, note::note, now};
 use crate::{
-    control::protocol::CallError,
+    control::{protocol::CallError, server::Reply},
     enforce::Health,
     engine::{Change, Command, Input, Response},
     ledger::OffenceChange,
@@ -50,7 +50,8 @@ impl Agent {
         notes.iter().for_each(note);
         for (id, response) in replies {
             let Some(reply) = self.waiting.remove(&id) else { continue };
-            let _gone = reply.send(answer(&response, recorded.as_ref().err(), enforced.as_ref().err()));
+            let answer = answer(&response, recorded.as_ref().err(), enforced.as_ref().err());
+            let _gone = reply.send(answer.map(Reply::Whole));
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
     io,
     os::fd::AsFd,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -27,7 +28,7 @@ use crate::{
     config::{self, Backend, Config, ConfigErrors, Interfaces},
     control::{
         protocol::{Call, CallError},
-        server::{Pending, Server},
+        server::{Asked, Pending, Reply, Server},
     },
     enforce::{EnforceError, Enforcer, Keep, xdp},
     engine::{Engine, Input, Kept, RequestId, SourceId},
@@ -45,6 +46,7 @@ mod closing;
 mod environment;
 mod inputs;
 mod keep;
+mod listing;
 mod memory;
 mod migration;
 mod note;
@@ -59,6 +61,7 @@ pub use unlogged::{Instead, read_journal_instead, unlogged};
 use closing::Closing;
 use inputs::{readable, socket_specs, stdin, watched};
 use keep::Keeping;
+use listing::Listing;
 use note::shown;
 use reconcile::Upkeep;
 use runner::{Answer, Runner};
@@ -165,7 +168,9 @@ struct Agent {
     journal: journal::JournalSource,
     sockets: SocketSource,
     stdin: Option<StdinSource>,
-    waiting: HashMap<RequestId, oneshot::Sender<Result<Value, CallError>>>,
+    waiting: HashMap<RequestId, oneshot::Sender<Result<Reply<Listing>, CallError>>>,
+    /// As often held as long lists are being read, and once more.
+    listings: Arc<()>,
     next_request: u64,
     started: Instant,
     /// What is not as it should be, by the part it concerns; shown by `status` until it is mended.
@@ -265,6 +270,7 @@ impl Agent {
             files,
             journal,
             waiting: HashMap::new(),
+            listings: Arc::default(),
             next_request: 0,
             started: Instant::now(),
             degraded: Degraded::default(),
@@ -282,7 +288,7 @@ impl Agent {
             move |error: io::Error| Error::Start(format!("{what}: {error}"))
         };
         let server = Server::bind(&self.config.socket).map_err(|error| Error::Start(error.to_string()))?;
-        let (calls, mut called) = mpsc::channel::<Pending>(CALLS_WAITING_MAX);
+        let (calls, mut called) = mpsc::channel::<Pending<Listing>>(CALLS_WAITING_MAX);
         tokio::task::spawn_local(server.run(calls));
         let mut terminate = signal(SignalKind::terminate()).map_err(start("watch for SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start("watch for SIGINT"))?;
@@ -402,12 +408,19 @@ impl Agent {
         Some(Instant::now() + due.saturating_since(now()))
     }
 
-    fn call(&mut self, pending: Pending) {
+    fn call(&mut self, pending: Pending<Listing>) {
         let Pending { call, reply, peer } = pending;
+        let call = match call {
+            Asked::Call(call) => call,
+            Asked::More(listing) => {
+                let _gone = reply.send(self.more_bans(listing));
+                return;
+            }
+        };
         let answer = match call {
-            Call::Status => self.status(),
-            Call::Bans => self.bans(),
-            Call::Reload => self.reload(),
+            Call::Status => self.status().map(Reply::Whole),
+            Call::Bans { prefix, limit } => self.bans(prefix, limit),
+            Call::Reload => self.reload().map(Reply::Whole),
             Call::Engine(request) => {
                 info!("uid {} (pid {}) asks: {}", peer.uid, peer.pid, shown(&request));
                 let id = RequestId(self.next_request);

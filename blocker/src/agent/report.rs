@@ -1,21 +1,17 @@
-//! `status` and `bans`: what the engine, the kernel, the sources and the process say of themselves, in one answer.
+//! `status`: what the engine, the kernel, the sources and the process say of themselves, in one answer.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-};
+use std::{collections::BTreeMap, fs};
 
 use serde_json::Value;
 
-use super::{Agent, backend::XDP_NOT_BUILT_IN, now, reconcile};
+use super::{Agent, backend::XDP_NOT_BUILT_IN, reconcile};
 use crate::{
-    control::protocol::{Backend, BanRow, CallError, JailStatus, SourceStatus, Status},
+    control::protocol::{Backend, CallError, JailStatus, SourceStatus, Status},
     enforce::xdp,
     engine::Ending,
-    ledger::{Ban, Origin},
-    net::{Prefix, Scope},
+    ledger::Origin,
+    net::Scope,
     policy::{Jail, SourceSpec},
-    time::{Timestamp, Until},
 };
 
 /// Who decided, as people read it.
@@ -175,51 +171,11 @@ impl Agent {
             None => None,
         }
     }
-
-    /// The kernel's entries with what the ledger knows of them, and the ledger's that the kernel lacks.
-    pub(super) fn bans(&mut self) -> Result<Value, CallError> {
-        let entries = self.enforcer.entries(now()).map_err(|error| CallError::failed(&error.to_string()))?;
-        let held: BTreeMap<(Prefix, &Scope), _> =
-            entries.iter().map(|entry| ((entry.prefix, &entry.scope), entry)).collect();
-        let ledger = self.engine.desired();
-        let known: BTreeMap<(Prefix, &Scope), _> =
-            ledger.iter().map(|ban| ((ban.prefix, &ban.scope), ban)).collect();
-        let identities: BTreeSet<(Prefix, &Scope)> = held.keys().chain(known.keys()).copied().collect();
-        let escalates = |ban: &Ban| {
-            let mut jails = self.config.policy.jails.iter();
-            ban.count > 1 && jails.any(|jail| *jail.name == *origin(&ban.origin) && jail.escalation.is_some())
-        };
-        let rows = identities.into_iter().map(|identity| {
-            let (entry, ban) = (held.get(&identity), known.get(&identity));
-            BanRow {
-                prefix: identity.0,
-                scope: identity.1.clone(),
-                jail: ban.map_or("-", |ban| origin(&ban.origin)).to_owned(),
-                since: ban.map(|ban| ban.since),
-                until: entry.map(|entry| entry.until).or(ban.map(|ban| ban.until)).and_then(end),
-                failures: ban.map_or(0, |ban| ban.failures),
-                count: ban.map_or(0, |ban| ban.count),
-                bantime_secs: ban.and_then(|ban| Some(end(ban.until)?.saturating_since(ban.since).as_secs())),
-                escalated: ban.is_some_and(|ban| escalates(ban)),
-                packets: entry.map_or(0, |entry| entry.packets),
-                reason: ban.map_or_else(String::new, |ban| ban.reason.clone()),
-                in_kernel: entry.is_some(),
-            }
-        });
-        serde_json::to_value(rows.collect::<Vec<_>>()).map_err(|error| CallError::failed(&error.to_string()))
-    }
 }
 
 fn nonzero(counters: Vec<(&'static str, u64)>) -> Vec<(String, u64)> {
     let counters = counters.into_iter().filter(|(_, count)| *count > 0);
     counters.map(|(name, count)| (name.to_owned(), count)).collect()
-}
-
-fn end(until: Until) -> Option<Timestamp> {
-    match until {
-        Until::At(end) => Some(end),
-        Until::Forever => None,
-    }
 }
 
 /// Resident memory of this process (proc(5), `statm`).

@@ -4,7 +4,11 @@
 //! attacker wrote reaches a terminal raw.
 #![forbid(unsafe_code)]
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
@@ -102,8 +106,14 @@ enum Verb {
     },
     /// Shows what enforces and why, the jails, the sources, and what is wrong.
     Status,
-    /// Lists the bans, read back from the kernel.
-    Bans,
+    /// Lists the bans, read back from the kernel; with --json an object a line, in an array.
+    Bans {
+        /// Only those inside this prefix, or around this address or prefix.
+        prefix: Option<Prefix>,
+        /// Only the first so many.
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<usize>,
+    },
     /// Bans an address or prefix; when it returns, the kernel drops it and the ledger has it on disk.
     Ban {
         /// As 203.0.113.9, 203.0.113.0/24 or 2001:db8::/64.
@@ -188,11 +198,11 @@ fn run(config: PathBuf, interfaces: Vec<String>, backend: Option<Backend>, stdin
     let (writer, _flushed_on_drop) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_LINES_WAITING_MAX)
         .lossy(true)
-        .finish(std::io::stderr());
+        .finish(io::stderr());
     let log_unwritten = writer.error_counter();
     let options = agent::Options { config, backend, interfaces, stdin, log_unwritten };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
-    log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
     match agent::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(agent::Error::Config(errors)) => {
@@ -210,7 +220,9 @@ fn run(config: PathBuf, interfaces: Vec<String>, backend: Option<Backend>, stdin
 fn ask(socket: &std::path::Path, as_json: bool, verb: &Verb) -> ExitCode {
     let (method, params) = match verb {
         Verb::Status => ("status", json!({})),
-        Verb::Bans => ("bans", json!({})),
+        Verb::Bans { prefix, limit } => {
+            return bans(socket, as_json, &json!({ "prefix": prefix, "limit": limit }));
+        }
         Verb::Ban { prefix, ports, span, reason } => {
             let params = json!({ "prefix": prefix, "bantime": span, "reason": reason });
             ("ban", with_ports(params, ports.as_ref()))
@@ -243,6 +255,31 @@ fn with_ports(mut params: Value, ports: Option<&Scope>) -> Value {
         params["ports"] = json!(ports);
     }
     params
+}
+
+/// Shows the list as it comes, however long it is.
+fn bans(socket: &std::path::Path, as_json: bool, params: &Value) -> ExitCode {
+    let mut shown = show::Bans::new(as_json);
+    // JSON holds nothing that a terminal obeys.
+    let out: Box<dyn Write> =
+        if as_json { Box::new(io::stdout().lock()) } else { Box::new(anstream::stdout().lock()) };
+    let mut out = BufWriter::with_capacity(1 << 16, out);
+    let mut closed = false;
+    let outcome = client::list(socket, "bans", params.clone(), |rows| {
+        shown.rows(rows, &mut out).inspect_err(|_| closed = true)
+    });
+    // A reader that went away is no error. What is cut short is not made to look whole.
+    match outcome {
+        _ if closed => ExitCode::SUCCESS,
+        Ok(()) => {
+            let _closed = shown.end(&mut out).and_then(|()| out.flush());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _closed = out.flush();
+            refused(&error, as_json && !shown.any())
+        }
+    }
 }
 
 fn refused(error: &ClientError, as_json: bool) -> ExitCode {

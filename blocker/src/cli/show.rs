@@ -1,9 +1,13 @@
 //! Answers as people read them.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+};
 
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
-use serde_json::Value;
+use jiff::tz::TimeZone;
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     control::protocol::{BanRow, Status},
@@ -16,7 +20,6 @@ use crate::{
 pub(super) fn answer(method: &str, result: &Value) -> String {
     let typed = match method {
         "status" => serde_json::from_value::<Status>(result.clone()).map(|status| self::status(&status)),
-        "bans" => serde_json::from_value::<Vec<BanRow>>(result.clone()).map(|rows| bans(&rows, now())),
         "reload" => Ok(reloaded(result)),
         _ => serde_json::from_value::<Response>(result.clone()).map(|response| self::response(&response)),
     };
@@ -28,29 +31,103 @@ fn now() -> Timestamp {
     Timestamp::from_micros(jiff::Timestamp::now().as_microsecond())
 }
 
-fn bans(rows: &[BanRow], now: Timestamp) -> String {
-    if rows.is_empty() {
-        return "nobody is banned\n".to_owned();
+/// The list of bans, as it comes in.
+#[derive(Debug)]
+pub(super) struct Bans {
+    as_json: bool,
+    any: bool,
+    /// Nearly always every ban is on all ports; those that are not come last.
+    with_ports: bool,
+    now: Timestamp,
+    zone: TimeZone,
+    widths: [usize; COLUMNS],
+}
+
+const COLUMNS: usize = 9;
+const PORTS: usize = 1;
+const HEAD: [&str; COLUMNS] =
+    ["address", "ports", "jail", "since", "until", "failures", "ban", "dropped", ""];
+
+impl Bans {
+    pub(super) fn new(as_json: bool) -> Self {
+        let (now, zone) = (now(), TimeZone::system());
+        Self { as_json, any: false, with_ports: false, now, zone, widths: HEAD.map(str::len) }
     }
-    // Nearly always every ban is on all ports.
-    let some_on_ports = rows.iter().any(|row| !row.scope.is_all());
-    let ports = |text: &str| some_on_ports.then(|| text.to_owned());
-    let head = ["jail", "since", "until", "failures", "ban", "dropped", ""].map(str::to_owned);
-    let head: Vec<String> = ["address".to_owned()].into_iter().chain(ports("ports")).chain(head).collect();
-    let mut table = table(&head.iter().map(String::as_str).collect::<Vec<_>>());
-    for row in rows {
-        let first = [row.prefix.to_string()].into_iter().chain(ports(&row.scope.to_string()));
-        table.add_row(first.chain([
+
+    /// Whether anything was shown.
+    pub(super) fn any(&self) -> bool {
+        self.any
+    }
+
+    /// Shows these, behind those before.
+    pub(super) fn rows(&mut self, rows: &[&RawValue], out: &mut impl Write) -> io::Result<()> {
+        if self.as_json {
+            for row in rows {
+                let before = if self.any { ",\n" } else { "[\n" };
+                self.any = true;
+                out.write_all(before.as_bytes())?;
+                out.write_all(row.get().as_bytes())?;
+            }
+            return Ok(());
+        }
+        let (mut lines, mut on_ports) = (Vec::with_capacity(rows.len() + 1), false);
+        for row in rows {
+            // An agent of another version may say more than we know; then the JSON is better than nothing.
+            match serde_json::from_str::<BanRow>(row.get()) {
+                Ok(row) => {
+                    on_ports |= !row.scope.is_all();
+                    lines.push(self.cells(&row));
+                }
+                Err(_) => writeln!(out, "{}", clean(row.get()))?,
+            }
+        }
+        if !lines.is_empty() && (!self.any || (on_ports && !self.with_ports)) {
+            self.with_ports = on_ports;
+            lines.insert(0, HEAD.map(str::to_owned));
+        }
+        self.any |= !rows.is_empty();
+        // As wide as they had to be so far: the later rows are not known yet.
+        for cells in &lines {
+            for (width, cell) in self.widths.iter_mut().zip(cells) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let mut text = String::new();
+        for cells in &lines {
+            let columns = cells.iter().zip(self.widths).enumerate();
+            for (_, (cell, width)) in columns.filter(|(at, _)| *at != PORTS || self.with_ports) {
+                let _infallible = write!(text, " {cell:<width$} ");
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        out.write_all(text.as_bytes())
+    }
+
+    /// After the last row.
+    pub(super) fn end(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(match (self.as_json, self.any) {
+            (true, true) => b"\n]\n",
+            (true, false) => b"[]\n",
+            (false, true) => b"",
+            (false, false) => b"nobody is banned\n",
+        })
+    }
+
+    fn cells(&self, row: &BanRow) -> [String; COLUMNS] {
+        let local = |at| local(at, &self.zone);
+        [
+            row.prefix.to_string(),
+            row.scope.to_string(),
             clean(&row.jail),
             row.since.map_or_else(|| "-".to_owned(), local),
-            row.until.map_or_else(|| "forever".to_owned(), |until| ends(until, now)),
+            row.until.map_or_else(|| "forever".to_owned(), |until| ends(until, self.now, &self.zone)),
             row.failures.to_string(),
             if row.count == 0 { "-".to_owned() } else { format!("#{}", row.count) },
             row.packets.to_string(),
             if row.in_kernel { clean(&row.reason) } else { "NOT IN THE KERNEL".to_owned() },
-        ]));
+        ]
     }
-    format!("{table}\n")
 }
 
 fn status(status: &Status) -> String {
@@ -210,7 +287,9 @@ fn response(response: &Response) -> String {
         Response::Banned(ban) => {
             let on = if ban.scope.is_all() { String::new() } else { format!(" on {}", ban.scope) };
             match ban.until {
-                Until::At(end) => format!("banned {}{on} until {}\n", ban.prefix, ends(end, ban.since)),
+                Until::At(end) => {
+                    format!("banned {}{on} until {}\n", ban.prefix, ends(end, ban.since, &TimeZone::system()))
+                }
                 Until::Forever => format!("banned {}{on} until it is unbanned\n", ban.prefix),
             }
         }
@@ -240,16 +319,15 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// In local time, to the second.
-fn local(at: Timestamp) -> String {
-    let zone = jiff::tz::TimeZone::system();
+fn local(at: Timestamp, zone: &TimeZone) -> String {
     match jiff::Timestamp::from_microsecond(at.as_micros()) {
         Ok(instant) => zone.to_datetime(instant).strftime("%Y-%m-%d %H:%M:%S").to_string(),
         Err(_) => at.as_secs().to_string(),
     }
 }
 
-fn ends(end: Timestamp, now: Timestamp) -> String {
-    format!("{} (in {})", local(end), span_text(end.saturating_since(now)))
+fn ends(end: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
+    format!("{} (in {})", local(end, zone), span_text(end.saturating_since(now)))
 }
 
 /// One line of text with nothing in it that a terminal obeys.
@@ -270,6 +348,8 @@ fn is_safe(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
     use crate::net::Scope;
 
@@ -298,25 +378,39 @@ mod tests {
             reason: String::new(),
             in_kernel: true,
         };
-        let shown = bans(
-            &[row.clone(), BanRow { until: None, in_kernel: false, ..row.clone() }],
-            Timestamp::from_secs(100),
-        );
-        assert!(
-            shown.contains("203.0.113.9")
-                && shown.contains("(in 10m)")
-                && shown.contains("42")
-                && shown.contains("#3"),
-            "{shown}"
-        );
-        assert!(shown.contains("forever") && shown.contains("NOT IN THE KERNEL"), "{shown}");
-        assert!(!shown.contains('\u{1b}') && !shown.contains("ports"), "{shown:?}");
+        let other = BanRow { until: None, in_kernel: false, ..row.clone() };
+        let text = shown(false, &[from_ref(&row), from_ref(&other)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].trim_start().starts_with("address"), "{text}");
+        for part in ["203.0.113.9", "(in ", "42", "#3"] {
+            assert!(lines[1].contains(part), "{text}");
+        }
+        assert!(lines[2].contains("forever") && lines[2].contains("NOT IN THE KERNEL"), "{text}");
+        assert!(lines.len() == 3 && !text.contains('\u{1b}') && !text.contains("ports"), "{text:?}");
+        assert_eq!(shown(false, &[]), "nobody is banned\n");
         let on_ports = BanRow { scope: "22,80".parse().unwrap(), ..row.clone() };
-        let shown = bans(&[row, on_ports], Timestamp::from_secs(100));
+        let text = shown(false, &[&[row.clone(), on_ports.clone()]]);
         assert!(
-            shown.contains("ports") && shown.contains(" 22/tcp,80/tcp ") && shown.contains(" all "),
-            "{shown}"
+            text.contains("ports") && text.contains(" 22/tcp,80/tcp ") && text.contains(" all "),
+            "{text}"
         );
-        assert_eq!(bans(&[], Timestamp::EPOCH), "nobody is banned\n");
+        // The column comes with the first that needs it.
+        let text = shown(false, &[from_ref(&row), from_ref(&on_ports), from_ref(&on_ports)]);
+        let columns: Vec<usize> = text.lines().map(|line| line.matches("ports").count()).collect();
+        assert_eq!(columns, [0, 0, 1, 0, 0], "{text}");
+        let text = shown(true, &[from_ref(&row), &[], from_ref(&other)]);
+        assert_eq!(serde_json::from_str::<Vec<BanRow>>(&text).unwrap(), [row, other]);
+        assert_eq!((text.lines().count(), shown(true, &[])), (4, "[]\n".to_owned()));
+    }
+
+    /// What is printed of rows that come in these parts.
+    fn shown(as_json: bool, parts: &[&[BanRow]]) -> String {
+        let (mut bans, mut out) = (Bans::new(as_json), Vec::new());
+        for part in parts {
+            let rows: Vec<_> = part.iter().map(|row| serde_json::value::to_raw_value(row).unwrap()).collect();
+            bans.rows(&rows.iter().map(|row| &**row).collect::<Vec<_>>(), &mut out).unwrap();
+        }
+        bans.end(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
     }
 }

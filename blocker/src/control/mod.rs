@@ -6,6 +6,9 @@
 //! <- {"v":1,"id":7,"error":{"code":"refused","message":"...","hint":"..."}}
 //! ```
 //!
+//! A list may be long: its answer comes in parts, a line each, all but the last with `"more":true`. No part is long, and the
+//! next one is made when the asker has taken the one before.
+//!
 //! It checks who asks and whether the question is well formed; what the answer is, the agent knows.
 #![forbid(unsafe_code)]
 

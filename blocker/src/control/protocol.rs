@@ -1,7 +1,7 @@
 //! The messages of the control socket, versioned.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     engine::Request,
@@ -38,12 +38,19 @@ pub struct Answer {
     pub v: u32,
     /// The question's; 0 when it could not be read.
     pub id: u64,
+    /// Whether the result is a part of a list, and the next line has more of it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub more: bool,
     /// Set when it was done.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub result: Option<Value>,
+    pub result: Option<Box<RawValue>>,
     /// Set when it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<CallError>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Why something was not done.
@@ -95,7 +102,12 @@ pub enum Call {
     /// How are things?
     Status,
     /// What is banned?
-    Bans,
+    Bans {
+        /// Only bans that share an address with this.
+        prefix: Option<Prefix>,
+        /// Only so many, the first ones.
+        limit: Option<usize>,
+    },
     /// Read the configuration again.
     Reload,
     /// Something for the engine.
@@ -105,7 +117,7 @@ pub enum Call {
 impl Call {
     /// Whether it changes anything.
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Status | Self::Bans)
+        !matches!(self, Self::Status | Self::Bans { .. })
     }
 }
 
@@ -133,6 +145,15 @@ struct UnbanParams {
     prefix: String,
     #[serde(default)]
     ports: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BansParams {
+    #[serde(default)]
+    prefix: Option<String>,
+    #[serde(default)]
+    limit: Option<usize>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -170,7 +191,10 @@ impl Question {
         let one = |params| prefix(&params_of::<PrefixParams>(method, params)?.prefix);
         Ok(match method {
             "status" => params_of::<NoParams>(method, self.params).map(|_| Call::Status)?,
-            "bans" => params_of::<NoParams>(method, self.params).map(|_| Call::Bans)?,
+            "bans" => {
+                let BansParams { prefix: only, limit } = params_of(method, self.params)?;
+                Call::Bans { prefix: only.as_deref().map(prefix).transpose()?, limit }
+            }
             "reload" => params_of::<NoParams>(method, self.params).map(|_| Call::Reload)?,
             "flush" => params_of::<NoParams>(method, self.params).map(|_| Call::Engine(Request::Flush))?,
             "unban" => {
@@ -421,6 +445,11 @@ mod tests {
         let request = Request::Unban { prefix: "203.0.113.9".parse().unwrap(), scope };
         assert_eq!(call, Ok((7, Call::Engine(request))));
         assert_eq!(read(r#"{"v":1,"id":8,"method":"status"}"#), Ok((8, Call::Status)));
+        let all = Call::Bans { prefix: None, limit: None };
+        assert_eq!(read(r#"{"v":1,"id":8,"method":"bans"}"#), Ok((8, all)));
+        let some = Call::Bans { prefix: "10.0.0.0/8".parse().ok(), limit: Some(9) };
+        let asked = r#"{"v":1,"id":8,"method":"bans","params":{"prefix":"10.0.0.0/8","limit":9}}"#;
+        assert_eq!(read(asked), Ok((8, some)));
         for (line, id, says) in [
             ("", 0, "not a request"),
             ("[]", 0, "not a request"),

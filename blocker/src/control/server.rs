@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -52,15 +55,45 @@ pub struct Peer {
     pub pid: i32,
 }
 
-/// A call that waits for its answer.
+/// A call that waits for its answer. `R` stands for the rest of a list, which only the loop understands: it lies with the
+/// connection until the peer has taken what came before it, and goes with it.
 #[derive(Debug)]
-pub struct Pending {
+pub struct Pending<R> {
     /// What is asked.
-    pub call: Call,
+    pub call: Asked<R>,
     /// Where the answer goes.
-    pub reply: oneshot::Sender<Result<Value, CallError>>,
+    pub reply: oneshot::Sender<Result<Reply<R>, CallError>>,
     /// Who asks.
     pub peer: Peer,
+}
+
+/// What is asked.
+#[derive(Debug)]
+pub enum Asked<R> {
+    /// By the peer.
+    Call(Call),
+    /// By the connection: the next part of a list.
+    More(R),
+}
+
+/// What is answered.
+#[derive(Debug)]
+pub enum Reply<R> {
+    /// All of it.
+    Whole(Value),
+    /// Part of a list.
+    Part {
+        /// A list, as JSON.
+        rows: Box<RawValue>,
+        /// What is left of it, if anything.
+        rest: Option<R>,
+    },
+}
+
+impl<R> From<Value> for Reply<R> {
+    fn from(value: Value) -> Self {
+        Self::Whole(value)
+    }
 }
 
 /// A bound control socket; the file is removed on drop.
@@ -104,7 +137,7 @@ impl Server {
     }
 
     /// Serves until the loop that takes the calls is gone.
-    pub async fn run(self, calls: mpsc::Sender<Pending>) {
+    pub async fn run<R: 'static>(self, calls: mpsc::Sender<Pending<R>>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             let stream = tokio::select! {
@@ -133,7 +166,7 @@ impl Drop for Server {
     }
 }
 
-async fn serve(stream: UnixStream, calls: &mpsc::Sender<Pending>) -> io::Result<()> {
+async fn serve<R>(stream: UnixStream, calls: &mpsc::Sender<Pending<R>>) -> io::Result<()> {
     let credentials = stream.peer_cred()?;
     let peer = Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0) };
     let (read, mut write) = stream.into_split();
@@ -147,31 +180,41 @@ async fn serve(stream: UnixStream, calls: &mpsc::Sender<Pending>) -> io::Result<
             return Ok(());
         }
         let too_long = length > REQUEST_BYTES_MAX;
-        let (id, outcome) = if too_long {
+        let (id, mut outcome) = if too_long {
             (0, Err(CallError::bad(&format!("a request is at most {REQUEST_BYTES_MAX} bytes long"))))
         } else {
             match Question::read(&line) {
-                Ok((id, call)) => (id, ask(call, peer, calls).await),
+                Ok((id, call)) => (id, ask(Asked::Call(call), peer, calls).await),
                 Err((id, error)) => (id, Err(error)),
             }
         };
-        let answer = match outcome {
-            Ok(result) => Answer { v: VERSION, id, result: Some(result), error: None },
-            Err(error) => Answer { v: VERSION, id, result: None, error: Some(error) },
-        };
-        let mut text = serde_json::to_vec(&answer)?;
-        text.push(b'\n');
-        timeout(PEER_PATIENCE, write.write_all(&text)).await??;
+        loop {
+            let answer = |result, more| Answer { v: VERSION, id, more, result: Some(result), error: None };
+            let (answer, rest) = match outcome {
+                Ok(Reply::Whole(result)) => (answer(to_raw_value(&result)?, false), None),
+                Ok(Reply::Part { rows, rest }) => (answer(rows, rest.is_some()), rest),
+                Err(error) => {
+                    (Answer { v: VERSION, id, more: false, result: None, error: Some(error) }, None)
+                }
+            };
+            let mut text = serde_json::to_vec(&answer)?;
+            drop(answer);
+            text.push(b'\n');
+            timeout(PEER_PATIENCE, write.write_all(&text)).await??;
+            let Some(rest) = rest else { break };
+            outcome = ask(Asked::More(rest), peer, calls).await;
+        }
         if too_long {
             return Err(ErrorKind::InvalidData.into());
         }
     }
 }
 
-async fn ask(call: Call, peer: Peer, calls: &mpsc::Sender<Pending>) -> Result<Value, CallError> {
+async fn ask<R>(call: Asked<R>, peer: Peer, calls: &mpsc::Sender<Pending<R>>) -> Result<Reply<R>, CallError> {
     let own = rustix::process::geteuid().as_raw();
+    let changes = matches!(&call, Asked::Call(call) if call.changes());
     // The socket's mode let the peer in, so it may look; only root and the agent's own user may change things.
-    if call.changes() && peer.uid != 0 && peer.uid != own {
+    if changes && peer.uid != 0 && peer.uid != own {
         let message = format!("user {} may look but not change anything", peer.uid);
         let hint = "run it as root".to_owned();
         return Err(CallError { code: Code::Denied, message, hint });
