@@ -3,7 +3,31 @@
 //! Deterministic by its seed. Most are whole; the rest lies about its lengths and versions, is cut short, or has bytes
 //! turned over.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// How many there are.
+pub(crate) const FRAMES: usize = 20_000;
+/// No driver and no socket hands over less than an Ethernet header.
+pub(crate) const ETHERNET_BYTES: usize = 14;
+
+fn seed() -> u64 {
+    env::var("BLOCKER_SEED").ok().map_or(5, |seed| seed.parse().expect("BLOCKER_SEED is a number"))
+}
+
+/// All of them, by the seed.
+pub(crate) fn frames() -> impl Iterator<Item = Made> {
+    let mut dice = Dice::new(seed());
+    (0..FRAMES).map(move |_| frame(&mut dice))
+}
+
+/// For whoever wants to see it again.
+pub(crate) fn shown(made: &Made) -> String {
+    let hex: String = made.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("BLOCKER_SEED={}: {}: {hex}", seed(), made.what)
+}
 
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -30,10 +54,10 @@ pub(crate) struct Made {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough for test data, and the same everywhere.
-pub(crate) struct Dice(u64);
+struct Dice(u64);
 
 impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
+    fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -45,7 +69,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
@@ -124,7 +148,7 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
 /// One frame.
-pub(crate) fn frame(dice: &mut Dice) -> Made {
+fn frame(dice: &mut Dice) -> Made {
     let destination = match dice.below(10) {
         0 => [0xff; 6],
         1 => STRANGER_MAC,

@@ -5,106 +5,35 @@
 
 use std::{
     collections::BTreeMap,
-    env,
-    net::IpAddr,
     os::fd::AsRawFd as _,
     path::PathBuf,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use blocker::{
-    enforce::{Enforcer, Keep, memory::Memory, nft::Nft, xdp},
-    engine::Change,
-    ledger::{Ban, Origin},
-    net::{Prefix, Scope},
-    time::{Timestamp, Until},
+    enforce::{Enforcer, Keep, nft::Nft, xdp},
+    net::Prefix,
 };
-use blocker_ebpf::packet::{self, Source};
 use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for, wire::Wire};
 
 #[path = "../common/bpf.rs"]
 #[expect(dead_code, reason = "the benchmark uses the rest")]
 mod bpf;
+#[path = "../common/frame.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod frame;
 mod generate;
+mod parser;
 mod stack;
 
 use bpf::{XDP_DROP, XDP_PASS};
-use generate::{ALLOWED, BANNED, Dice, Made, Truth};
+use generate::{ETHERNET_BYTES, FRAMES, Made, Truth, frames, shown};
+use parser::{Parser, changes, now, with_two_tags};
 use stack::Fate;
 
-/// Frames that are made, and how long judging them may take at most; so many at least must have been judged by then.
-const FRAMES: usize = 20_000;
+/// How long judging may take at most; so many frames at least must have been judged by then.
 const TIME_MAX: Duration = Duration::from_secs(40);
 const JUDGED_MIN: usize = 4_000;
-/// No driver and no socket hands over less than an Ethernet header.
-const ETHERNET_BYTES: usize = 14;
-
-fn seed() -> u64 {
-    env::var("BLOCKER_SEED").ok().map_or(5, |seed| seed.parse().expect("BLOCKER_SEED is a number"))
-}
-
-fn frames() -> impl Iterator<Item = Made> {
-    let mut dice = Dice::new(seed());
-    (0..FRAMES).map(move |_| generate::frame(&mut dice))
-}
-
-/// For whoever wants to see it again.
-fn shown(made: &Made) -> String {
-    let hex: String = made.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("BLOCKER_SEED={}: {}: {hex}", seed(), made.what)
-}
-
-fn now() -> Timestamp {
-    Timestamp::EPOCH.saturating_add(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap())
-}
-
-fn changes() -> Vec<Change> {
-    let ban = |text: &str| {
-        Change::Ban(Ban {
-            prefix: text.parse().unwrap(),
-            scope: Scope::ALL,
-            origin: Origin::Operator,
-            since: now(),
-            until: Until::Forever,
-            failures: 0,
-            count: 0,
-            reason: String::new(),
-        })
-    };
-    let allowed = ALLOWED.iter().map(|text| Change::Allow { prefix: text.parse().unwrap() });
-    BANNED.iter().map(|text| ban(text)).chain(allowed).collect()
-}
-
-/// The pure parser over the plainest set of bans.
-struct Parser(Memory);
-
-impl Parser {
-    fn new() -> Self {
-        let mut memory = Memory::default();
-        memory.apply(&changes(), now()).unwrap();
-        Self(memory)
-    }
-
-    fn drops_source(&self, source: IpAddr) -> bool {
-        // An IPv4-mapped source in an IPv6 header is nobody's: no answer to it would get there.
-        source == source.to_canonical() && self.0.drops(Prefix::host(source), now())
-    }
-
-    /// The source, where the frame says one and is not kept for the link's sake.
-    fn source(frame: &[u8]) -> Option<IpAddr> {
-        let packet = packet::parse(frame)?;
-        let source = match packet.source {
-            Source::V4(octets) => octets.into(),
-            Source::V6(octets) => octets.into(),
-        };
-        (!packet::is_link_upkeep(frame, &packet)).then_some(source)
-    }
-
-    fn drops(&self, frame: &[u8]) -> bool {
-        Self::source(frame).is_some_and(|source| self.drops_source(source))
-    }
-}
-
 #[test]
 fn the_parser_says_of_each_frame_what_it_was_made_to_be() {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
@@ -237,7 +166,7 @@ impl<'a> Judge<'a> {
             self.wire.send(&made.bytes).unwrap_or_else(|error| panic!("{error}: {}", shown(made)));
         }
         self.sentinels += 1;
-        self.wire.send(&sentinel()).unwrap();
+        self.wire.send(&frame::tcp(SENTINEL.parse().unwrap())).unwrap();
         let sentinel: Prefix = SENTINEL.parse().unwrap();
         let arrived = wait_for(Duration::from_secs(5), || {
             let entries = self.nft.entries(now()).unwrap();
@@ -247,39 +176,6 @@ impl<'a> Judge<'a> {
         assert!(arrived.is_some(), "what was sent did not arrive");
         let after = self.totals();
         Seen { judged: after.judged - before.judged - 1, dropped: after.dropped - before.dropped - 1 }
-    }
-}
-
-/// The frame without its outer tags, but for two.
-fn with_two_tags(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    let is_tag = |frame: &[u8], at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0] | [0x88, 0xa8]));
-    while (0..3).all(|tag| is_tag(&frame, 12 + 4 * tag)) {
-        frame.drain(12..16);
-    }
-    frame
-}
-
-/// A TCP segment of the sentinel's.
-fn sentinel() -> Vec<u8> {
-    let mut dice = Dice::new(0);
-    loop {
-        let mut bytes = generate::frame(&mut dice).bytes;
-        // Its source in the place of another's: only the checksum must be made again, so an IPv6 one will not do.
-        if bytes.len() < 34 || bytes[..6] != generate::HOST_MAC || bytes[12..15] != [8, 0, 0x45] {
-            continue;
-        }
-        let IpAddr::V4(source) = SENTINEL.parse().unwrap() else { continue };
-        bytes[23] = 6;
-        bytes[26..30].copy_from_slice(&source.octets());
-        bytes[24..26].copy_from_slice(&[0, 0]);
-        let sum: u32 = bytes[14..34].chunks(2).map(|p| u32::from(u16::from_be_bytes([p[0], p[1]]))).sum();
-        let folded = (sum & 0xffff) + (sum >> 16);
-        let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
-        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
-        if stack::fate(&bytes) == Fate::Judged {
-            return bytes;
-        }
     }
 }
 
