@@ -9,21 +9,23 @@ use std::{
 fn main() -> io::Result<()> {
     let workspace = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
     let sources = workspace.join("blocker-ebpf");
-    let object = workspace.join("target/bpf/blocker.o");
     let stamp = workspace.join("target/bpf/blocker.stamp");
     println!("cargo::rerun-if-changed={}", sources.display());
     // A path that does not exist yet makes cargo look again each time, which costs a few milliseconds.
     println!("cargo::rerun-if-changed={}", stamp.display());
     let current = fs::read_to_string(&stamp)
         .is_ok_and(|made_from| made_from == fingerprint(&sources).unwrap_or_default());
-    let text = if current && object.is_file() {
-        format!("Some(include_bytes!({:?}))", object.canonicalize()?)
-    } else {
-        "None".to_owned()
-    };
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    // The loader reads the object in place, as an ELF file.
-    fs::write(out.join("xdp_object.rs"), text)?;
+    for (object, include) in [("blocker.o", "xdp_object.rs"), ("table.o", "xdp_table_object.rs")] {
+        let object = workspace.join("target/bpf").join(object);
+        let text = if current && object.is_file() {
+            format!("Some(include_bytes!({:?}))", object.canonicalize()?)
+        } else {
+            "None".to_owned()
+        };
+        // The loader reads the object in place, as an ELF file.
+        fs::write(out.join(include), text)?;
+    }
     fs::write(out.join("built_in_filters.rs"), filters(&workspace.join("config/filters"))?)
 }
 

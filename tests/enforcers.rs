@@ -37,6 +37,8 @@ const BANS_MAX: usize = 1_000;
 enum Backend {
     Nftables,
     Xdp,
+    XdpExact,
+    XdpHash,
 }
 
 /// An enforcer in a namespace of its own, a wire to it, and the oracle beside it.
@@ -90,13 +92,19 @@ impl Stage {
             interfaces: vec!["eth0".to_owned()],
             bans_max: self.bans_max,
             pin_dir: self.pins.clone(),
+            layout: if self.backend == Backend::XdpHash { xdp::Layout::Hash } else { xdp::Layout::Buckets },
+            exact: self.backend == Backend::XdpExact,
         };
         let (backend, mut nft) = (self.backend, nft::Options::of(self.bans_max));
         nft.counters = true;
         let open = || -> Box<dyn Enforcer> {
             match backend {
                 Backend::Nftables => Box::new(Nft::open_with(nft).unwrap()),
-                Backend::Xdp => Box::new(xdp::Xdp::open(&options).unwrap()),
+                Backend::Xdp | Backend::XdpExact | Backend::XdpHash => {
+                    let xdp = xdp::Xdp::open(&options).unwrap();
+                    assert_eq!(xdp.layout(), options.layout, "{}", xdp.describe().reason);
+                    Box::new(xdp)
+                }
             }
         };
         self.enforcer = Some(self.host.enter(open));
@@ -250,7 +258,9 @@ fn with_each(test: &str, case: impl Fn(&mut Stage)) {
         case(&mut Stage::of(Backend::Nftables, 1_000_000));
     }
     if xdp::is_built_in() {
-        case(&mut Stage::new(Backend::Xdp));
+        for backend in [Backend::Xdp, Backend::XdpExact, Backend::XdpHash] {
+            case(&mut Stage::new(backend));
+        }
     } else {
         skipped(test, "XDP was not built in (cargo xtask test builds it)");
     }
@@ -383,7 +393,7 @@ fn a_vlan_tag_does_not_hide_a_banned_source() {
         // A tag with VLAN 0 says a priority and nothing else (IEEE 802.1Q): the stack takes the frame for its own. One
         // of a VLAN that the host has no interface for ends in the stack, so only XDP is there to see it.
         let source = "203.0.113.9".parse().unwrap();
-        let vlans: &[u16] = if stage.backend == Backend::Xdp { &[0, 5, 4094] } else { &[0] };
+        let vlans: &[u16] = if stage.backend != Backend::Nftables { &[0, 5, 4094] } else { &[0] };
         for vlan in vlans {
             assert!(!stage.drops(&frame::tagged(*vlan, source)), "{:?}: VLAN {vlan}", stage.backend);
         }
@@ -489,7 +499,7 @@ fn what_another_program_removed_is_repaired() {
                 enforcer.repair().unwrap();
                 assert_eq!(enforcer.repair().unwrap(), Health::Sound);
             }
-            Backend::Xdp => {
+            _ => {
                 host.ip("link del eth0").unwrap();
                 host.link("eth0", &stage.peer, "eth0").unwrap();
                 assert_eq!(host.enter(|| enforcer.repair()).unwrap(), Health::Repaired);

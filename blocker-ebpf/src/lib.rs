@@ -17,6 +17,7 @@
 
 pub mod packet;
 pub mod ports;
+pub mod table;
 
 /// The version of everything below. Pinned maps of another version are not adopted.
 pub const LAYOUT_VERSION: u32 = 1;

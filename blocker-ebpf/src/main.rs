@@ -10,6 +10,9 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod linear;
+
+#[cfg(target_arch = "bpf")]
 mod program {
     use core::{arch::asm, cell::UnsafeCell};
 
@@ -25,8 +28,10 @@ mod program {
     };
     use blocker_ebpf::{
         ALLOW_MAX, BANS_MAX_DEFAULT, NESTED_MAX, PREFIXES_MAX, StateValue, Totals,
-        packet::{self, Frame, Source},
+        packet::{self, Source},
     };
+
+    use crate::linear::Linear;
 
     /// `blocker_ebpf::BanValue` with counters that several CPUs add to.
     #[repr(C)]
@@ -72,25 +77,6 @@ mod program {
     static TOTALS: PerCpuArray<Totals> = PerCpuArray::with_max_entries(1, 0);
     #[map]
     static STATE: Array<StateValue> = Array::with_max_entries(1, 0);
-
-    /// The linear part of the packet; headers are always in it.
-    struct Linear {
-        start: usize,
-        end: usize,
-    }
-
-    impl Frame for Linear {
-        #[inline(always)]
-        fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-            let at = self.start + offset;
-            if at + N > self.end {
-                return None;
-            }
-            // SAFETY: the kernel gave `start..end` as readable, and the range was just found to lie in it; the
-            // verifier checks the same.
-            Some(unsafe { *(at as *const [u8; N]) })
-        }
-    }
 
     #[xdp(frags)]
     pub(crate) fn blocker(ctx: XdpContext) -> u32 {

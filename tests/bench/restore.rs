@@ -44,8 +44,9 @@ struct Kind {
     enforce: &'static str,
 }
 
-const KINDS: [Kind; 2] = [
-    Kind { name: "xdp, hash maps", backend: Backend::Xdp, enforce: "" },
+const KINDS: [Kind; 3] = [
+    Kind { name: "xdp, buckets", backend: Backend::Xdp, enforce: "" },
+    Kind { name: "xdp, hash maps", backend: Backend::Xdp, enforce: "table = \"hash\"" },
     Kind { name: "nftables", backend: Backend::Nftables, enforce: "" },
 ];
 
@@ -261,6 +262,8 @@ fn steps(state: &Path, kind: &Kind, count: u32) {
                     interfaces: vec!["eth0".to_owned()],
                     bans_max: count as usize,
                     pin_dir: pins.clone(),
+                    layout: if kind.enforce.is_empty() { xdp::Layout::Buckets } else { xdp::Layout::Hash },
+                    exact: false,
                 })
                 .expect("XDP attaches"),
             ),

@@ -153,19 +153,43 @@ fn open_nft(_pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
     Box::new(Nft::open(bans_max).unwrap())
 }
 
-fn open_xdp(pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
-    let options = xdp::Options { interfaces: vec!["eth0".to_owned()], bans_max, pin_dir: pins.to_owned() };
-    Box::new(xdp::Xdp::open(&options).unwrap())
+fn open_buckets(pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
+    open_xdp(pins, bans_max, xdp::Layout::Buckets)
+}
+
+fn open_hash(pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
+    open_xdp(pins, bans_max, xdp::Layout::Hash)
+}
+
+fn open_xdp(pins: &Path, bans_max: usize, layout: xdp::Layout) -> Box<dyn Enforcer> {
+    let options = xdp::Options {
+        interfaces: vec!["eth0".to_owned()],
+        bans_max,
+        pin_dir: pins.to_owned(),
+        layout,
+        exact: false,
+    };
+    let xdp = xdp::Xdp::open(&options).unwrap();
+    assert_eq!(xdp.layout(), layout, "{}", xdp.describe().reason);
+    Box::new(xdp)
 }
 
 /// What is swapped for what.
 pub(crate) fn series() -> Vec<Series> {
     let xdp = [
-        Series { name: "XDP, the same program", ways: &[Way { open: open_xdp, sizes: &[100] }] },
+        Series { name: "XDP, the same program", ways: &[Way { open: open_buckets, sizes: &[100] }] },
         Series {
-            name: "XDP, another size each time",
-            ways: &[Way { open: open_xdp, sizes: &[100, 200, 50] }],
+            name: "XDP, maps of another size each time",
+            ways: &[Way { open: open_buckets, sizes: &[100, 2_000, 50] }],
         },
+        Series {
+            name: "XDP, another layout each time",
+            ways: &[
+                Way { open: open_buckets, sizes: &[100, 2_000] },
+                Way { open: open_hash, sizes: &[100, 200, 50] },
+            ],
+        },
+        Series { name: "XDP, the hash maps", ways: &[Way { open: open_hash, sizes: &[100, 200, 50] }] },
     ];
     let nft = [
         Series { name: "nftables, the same table", ways: &[Way { open: open_nft, sizes: &[100] }] },

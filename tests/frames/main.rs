@@ -101,8 +101,13 @@ fn the_xdp_program_says_what_the_parser_says() {
         return skipped(test, "XDP was not built in (cargo xtask test builds it)");
     }
     let parser = Parser::new();
-    let options =
-        xdp::Options { interfaces: vec!["eth0".to_owned()], bans_max: 100, pin_dir: stage.pins.clone() };
+    let options = xdp::Options {
+        interfaces: vec!["eth0".to_owned()],
+        bans_max: 100,
+        pin_dir: stage.pins.clone(),
+        layout: xdp::Layout::default(),
+        exact: false,
+    };
     let mut xdp = stage.host.enter(|| xdp::Xdp::open(&options)).unwrap();
     xdp.apply(&changes(), now()).unwrap();
     let program = xdp.program_fd().unwrap();

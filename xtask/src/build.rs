@@ -27,31 +27,37 @@ pub enum Profile {
 /// When the agent cannot be built. A missing BPF toolchain is said, and the agent is built without XDP.
 pub fn run(profile: Profile) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries])?;
-    if let Err(error) = setup::ensure(&[setup::Need::Bpf]).and_then(|()| object().map(drop)) {
+    if let Err(error) = setup::ensure(&[setup::Need::Bpf]).and_then(|()| object()) {
         println!("the XDP program cannot be built here, bans will go to nftables: {error:#}");
     }
     println!("{}", agent(profile)?.display());
     Ok(())
 }
 
-/// Builds the XDP program, unless what is there was made from these sources, and returns its path.
+/// The XDP programs: what cargo calls them, and what the agent's build looks for.
+const OBJECTS: [(&str, &str); 2] = [("blocker-xdp", "blocker.o"), ("blocker-xdp-table", "table.o")];
+
+/// Builds the XDP programs, unless what is there was made from these sources.
 ///
 /// # Errors
 /// When there is no BPF toolchain, or the build fails.
-pub fn object() -> Result<PathBuf> {
+pub fn object() -> Result<()> {
     let workspace = workspace();
     let sources = workspace.join("blocker-ebpf");
     let folder = workspace.join("target/bpf");
-    let (object, stamp) = (folder.join("blocker.o"), folder.join("blocker.stamp"));
+    let stamp = folder.join("blocker.stamp");
     let made_from = fingerprint(&sources)?;
-    if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == made_from) {
-        return Ok(object);
+    let is_there = OBJECTS.iter().all(|(_, object)| folder.join(object).is_file());
+    if is_there && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == made_from) {
+        return Ok(());
     }
-    println!("building the XDP program");
-    let llvm = compile("blocker-xdp")?;
-    strip(&built("blocker-xdp"), &object, llvm)?;
+    println!("building the XDP programs");
+    for (name, object) in OBJECTS {
+        let llvm = compile(name)?;
+        strip(&built(name), &folder.join(object), llvm)?;
+    }
     fs::write(&stamp, made_from)?;
-    Ok(object)
+    Ok(())
 }
 
 /// Builds what the packet benchmark runs in the kernel beside the agent's programs, and returns its path.

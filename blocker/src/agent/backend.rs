@@ -6,7 +6,7 @@
 use std::fs;
 
 use crate::{
-    config::{Backend, Config, Interfaces},
+    config::{Backend, Config, Interfaces, TableKind},
     enforce::{EnforceError, Enforcer, Keep, nft::Nft, xdp},
 };
 
@@ -79,6 +79,11 @@ fn open_xdp(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {
         interfaces,
         bans_max: config.policy.limits.bans_max,
         pin_dir: config.enforce.pin_dir.clone(),
+        layout: match config.enforce.table {
+            TableKind::Buckets => xdp::Layout::Buckets,
+            TableKind::Hash => xdp::Layout::Hash,
+        },
+        exact: config.enforce.exact,
     })?;
     Ok(Box::new(xdp))
 }

@@ -10,7 +10,7 @@ use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use toml::de::DeTable;
 
 use super::{
-    Backend, Config, EnforceConfig, Interfaces,
+    Backend, Config, EnforceConfig, Interfaces, TableKind,
     diagnostic::{Document, Findings, suggest},
     fail2ban::{self, BanPorts},
     filters::{self, FilterStore},
@@ -69,7 +69,8 @@ const KEYS: &[&str] = &[
     "action",
     "jail",
 ];
-const ENFORCE_KEYS: &[&str] = &["backend", "interfaces", "max_bans", "pin_dir", "close_connections"];
+const ENFORCE_KEYS: &[&str] =
+    &["backend", "close_connections", "exact", "interfaces", "max_bans", "pin_dir", "table"];
 const LIMITS_KEYS: &[&str] = &[
     "max_tracked",
     "max_offenders",
@@ -104,6 +105,8 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
             interfaces: Interfaces::Auto,
             pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
             close_connections: true,
+            table: TableKind::Buckets,
+            exact: false,
         },
         socket: PathBuf::from("/run/blocker/blocker.sock"),
         state_dir: PathBuf::from("/var/lib/blocker"),
@@ -191,6 +194,19 @@ fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
     path_into(reader, table, "pin_dir", &mut config.enforce.pin_dir);
     if let Some((close, _)) = reader.boolean(table, "close_connections") {
         config.enforce.close_connections = close;
+    }
+    if let Some((text, span)) = reader.text(table, "table") {
+        match text {
+            "buckets" => config.enforce.table = TableKind::Buckets,
+            "hash" => config.enforce.table = TableKind::Hash,
+            _ => {
+                let hint = suggest(text, ["buckets", "hash"]);
+                reader.error(span, "enforce.table", format!("there is no table {text:?}"), &hint);
+            }
+        }
+    }
+    if let Some((exact, _)) = reader.boolean(table, "exact") {
+        config.enforce.exact = exact;
     }
 }
 

@@ -62,6 +62,19 @@ pub struct EnforceConfig {
     pub pin_dir: PathBuf,
     /// Whether the connections of whoever is banned are closed; default yes.
     pub close_connections: bool,
+    /// How bans lie in XDP's maps.
+    pub table: TableKind,
+    /// Whether a match in the bucket table is compared with the whole prefix.
+    pub exact: bool,
+}
+
+/// How bans lie in XDP's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// Fingerprints in buckets; hash maps where the kernel has no such maps.
+    Buckets,
+    /// The kernel's hash maps and prefix tries.
+    Hash,
 }
 
 /// Which kernel half drops packets.

@@ -29,7 +29,10 @@ pub(crate) struct Kind {
 }
 
 /// One row for each.
-pub(crate) const KINDS: [Kind; 1] = [Kind { name: "hash", judged: true, choose: |_| {} }];
+pub(crate) const KINDS: [Kind; 2] = [
+    Kind { name: "buckets", judged: true, choose: |options| options.layout = xdp::Layout::Buckets },
+    Kind { name: "hash", judged: false, choose: |options| options.layout = xdp::Layout::Hash },
+];
 
 /// The size of the table when nobody says.
 const BANS_MAX_DEFAULT: u64 = 65_536;
@@ -79,7 +82,13 @@ impl Drop for Ours {
 /// The enforcer on `eth0` of the caller's namespace.
 pub(crate) fn open_here(kind: &Kind, bans: u64, pins: PathBuf) -> Result<xdp::Xdp> {
     let bans_max = usize::try_from(bans.max(BANS_MAX_DEFAULT))?;
-    let mut options = xdp::Options { interfaces: vec!["eth0".to_owned()], bans_max, pin_dir: pins };
+    let mut options = xdp::Options {
+        interfaces: vec!["eth0".to_owned()],
+        bans_max,
+        pin_dir: pins,
+        layout: xdp::Layout::Hash,
+        exact: false,
+    };
     (kind.choose)(&mut options);
     Ok(xdp::Xdp::open(&options)?)
 }

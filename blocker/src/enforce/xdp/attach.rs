@@ -36,6 +36,15 @@ impl Attachment {
         pins.join(pin_name(self.index, self.mode))
     }
 
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Makes it unsound, so that it is attached again.
+    pub(super) fn give_up(&mut self) {
+        self.link = None;
+    }
+
     /// Whether link and pin are there and the interface is the one it was attached to.
     pub(super) fn is_sound(&self, pins: &Path) -> bool {
         self.is_live() && link::attached_to(&self.pin(pins)) == Some(self.index)
@@ -248,4 +257,17 @@ pub(super) fn drop_others(pins: &Path, attachments: &[Attachment]) {
             let _gone = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Takes the links that are pinned in the folder of another layout, without letting go of them.
+pub(super) fn move_links(from: &Path, to: &Path) -> Result<(), EnforceError> {
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("link-") && !to.join(&name).exists() {
+            fs::rename(entry.path(), to.join(&name)).map_err(|error| {
+                refused(format!("move the pin {}", entry.path().display()), error.to_string(), "")
+            })?;
+        }
+    }
+    Ok(())
 }

@@ -1,14 +1,16 @@
-//! The few bpf(2) calls that the library does not offer: whether a pinned link is still attached, and to what.
+//! The few bpf(2) calls that the library does not offer: whether a pinned link is still attached, and to
+//! what, and one run of a program.
 
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 
@@ -57,6 +59,37 @@ pub(super) fn attached_to(path: &Path) -> Option<u32> {
     let done =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<GetInfo>()) };
     (done == 0 && info.kind == BPF_LINK_TYPE_XDP && info.ifindex != 0).then_some(info.ifindex)
+}
+
+/// `union bpf_attr` for BPF_PROG_TEST_RUN, as far as it is used.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Runs an XDP program once, on an empty frame.
+pub(super) fn run_once(program: BorrowedFd<'_>) -> io::Result<()> {
+    // An Ethernet header, which the kernel insists on.
+    let frame = [0_u8; 14];
+    let mut attr = TestRun {
+        prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        data_size_in: 14,
+        data_in: frame.as_ptr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    // SAFETY: `attr` has the kernel's layout, and the frame is `data_size_in` bytes that outlive the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

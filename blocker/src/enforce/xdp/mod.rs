@@ -3,25 +3,25 @@
 //! Link and maps are pinned, so the kernel keeps dropping and expiring without an agent; a restart adopts what is
 //! pinned and swaps the program atomically. It refuses to touch an XDP program that is not ours.
 //!
-//! Kernel deadlines run on the boot clock, which counts suspend; the wall clock is converted here and nowhere else.
+//! There are two layouts of the maps, each with a program: the bucket table, and hash maps where that cannot be had.
+//! Each is pinned in a folder that is named for its version; a change of layout fills the new maps while the old ones
+//! are in force, and then swaps the program.
+//!
+//! Kernel deadlines run on the kernel's clocks; the wall clock is converted here and nowhere else.
 #![deny(unsafe_code)]
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie::LpmTrie},
+    Ebpf,
+    maps::{MapData, PerCpuArray, PerCpuValues},
     programs::Xdp as Program,
 };
-use blocker_ebpf::{
-    ALLOW_V4, ALLOW_V6, BAN_LENGTH, BAN_PACKETS, BAN_UNTIL, BANS_V4, BANS_V6, BANS_V6_64, BanValue,
-    LAYOUT_VERSION, MAPS, PREFIXES_V4, PREFIXES_V6, PROGRAM, STATE, StateValue, TOTALS, Totals,
-};
-use rustix::time::{ClockId, clock_gettime};
+use blocker_ebpf::{LAYOUT_VERSION, TOTALS, Totals, table::LAYOUT};
 
 use super::{Counters, Description, EnforceError, Enforcer, Entry, Health, Keep};
 use crate::{
@@ -31,22 +31,52 @@ use crate::{
 };
 
 mod attach;
+mod hash;
 mod key;
 #[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
 mod link;
+mod table;
 
 use attach::Attachment;
-use key::{Key, Place};
-
-/// The program as `cargo xtask build` made it, or nothing where there was no BPF toolchain.
-static OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));
+use hash::Hash;
+use table::{Buckets, Shape};
 
 /// Where objects are pinned when nobody says.
 pub const PIN_DIR: &str = "/sys/fs/bpf/blocker";
 
-/// Whether this binary holds the XDP program.
+/// Whether this binary holds the XDP programs.
 pub fn is_built_in() -> bool {
-    OBJECT.is_some()
+    hash::is_built_in() && table::is_built_in()
+}
+
+/// How bans lie in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Fingerprints in buckets of one cache line, written through shared memory.
+    #[default]
+    Buckets,
+    /// The kernel's hash maps and prefix tries.
+    Hash,
+}
+
+impl Layout {
+    fn version(self) -> u64 {
+        match self {
+            Self::Buckets => LAYOUT,
+            Self::Hash => LAYOUT_VERSION.into(),
+        }
+    }
+
+    fn pins(self, pin_dir: &Path) -> PathBuf {
+        pin_dir.join(format!("v{}", self.version()))
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Buckets => Self::Hash,
+            Self::Hash => Self::Buckets,
+        }
+    }
 }
 
 /// What to attach, and where to keep it.
@@ -54,22 +84,170 @@ pub fn is_built_in() -> bool {
 pub struct Options {
     /// Interfaces by name; at least one.
     pub interfaces: Vec<String>,
-    /// Entries of each hash map.
+    /// Bans at once; of each hash map, entries.
     pub bans_max: usize,
     /// A folder on bpffs; made when it is missing.
     pub pin_dir: PathBuf,
+    /// Hash maps are taken where the bucket table cannot be had.
+    pub layout: Layout,
+    /// Whether the bucket table compares whole prefixes on a match.
+    pub exact: bool,
 }
 
 /// The XDP enforcer.
 #[derive(Debug)]
 pub struct Xdp {
-    ebpf: Ebpf,
+    bans: Bans,
     pins: PathBuf,
     attachments: Vec<Attachment>,
+    /// Why it is not the layout that was asked for; empty when it is.
+    reason: String,
+}
+
+#[derive(Debug)]
+enum Bans {
+    Buckets(Box<Buckets>),
+    Hash(Hash),
+}
+
+/// A ban as a kernel holds it: on no clock, but so long to go, or without end.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    prefix: Prefix,
+    left: Option<Duration>,
+    packets: u64,
 }
 
 fn refused(what: impl Into<String>, cause: impl Into<String>, hint: impl Into<String>) -> EnforceError {
     EnforceError { what: what.into(), cause: cause.into(), hint: hint.into(), prefix: None }
+}
+
+impl Bans {
+    fn load(layout: Layout, pins: &Path, options: &Options) -> Result<Self, EnforceError> {
+        match layout {
+            Layout::Buckets => {
+                let shape = Shape { bans_max: options.bans_max.max(1), exact: options.exact };
+                Ok(Self::Buckets(Box::new(Buckets::load(pins, shape)?)))
+            }
+            Layout::Hash => Hash::load(pins, options.bans_max).map(Self::Hash),
+        }
+    }
+
+    fn ebpf(&mut self) -> &mut Ebpf {
+        match self {
+            Self::Buckets(table) => table.ebpf(),
+            Self::Hash(hash) => hash.ebpf(),
+        }
+    }
+
+    fn program(&mut self) -> Result<&mut Program, EnforceError> {
+        match self {
+            Self::Buckets(table) => table.program(),
+            Self::Hash(hash) => hash.program(),
+        }
+    }
+
+    fn pinned(&self) -> Vec<(&'static str, PathBuf)> {
+        match self {
+            Self::Buckets(table) => table.pinned(),
+            Self::Hash(hash) => hash.pinned(),
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), EnforceError> {
+        match self {
+            Self::Buckets(table) => table.begin(),
+            Self::Hash(_) => Ok(()),
+        }
+    }
+
+    /// This and the next two may answer with a table that has to take the place of the one in force.
+    fn ban(&mut self, held: &Held) -> Result<Option<Buckets>, EnforceError> {
+        match self {
+            Self::Buckets(table) => table.ban(held),
+            Self::Hash(hash) => hash.ban(held).map(|()| None),
+        }
+    }
+
+    fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Buckets>, EnforceError> {
+        match self {
+            Self::Buckets(table) => table.allow(prefixes),
+            Self::Hash(hash) => prefixes.iter().try_for_each(|prefix| hash.allow(*prefix)).map(|()| None),
+        }
+    }
+
+    fn disallow(&mut self, prefix: Prefix) -> Result<Option<Buckets>, EnforceError> {
+        match self {
+            Self::Buckets(table) => table.disallow(prefix),
+            Self::Hash(hash) => hash.disallow(prefix).map(|()| None),
+        }
+    }
+
+    fn unban(&mut self, prefix: Prefix) -> Result<(), EnforceError> {
+        match self {
+            Self::Buckets(table) => table.unban(prefix),
+            Self::Hash(hash) => hash.unban(prefix),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), EnforceError> {
+        match self {
+            Self::Buckets(table) => table.flush(),
+            Self::Hash(hash) => hash.flush(),
+        }
+    }
+
+    fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
+        match self {
+            Self::Buckets(table) => table.held(),
+            Self::Hash(hash) => hash.held(),
+        }
+    }
+
+    fn allowed(&mut self) -> Result<Vec<Prefix>, EnforceError> {
+        match self {
+            Self::Buckets(table) => Ok(table.allowed()),
+            Self::Hash(hash) => hash.allowed(),
+        }
+    }
+
+    fn totals(&mut self) -> Result<PerCpuArray<&mut MapData, Totals>, EnforceError> {
+        let map = self.ebpf().map_mut(TOTALS).ok_or_else(|| {
+            refused("find the totals", "the built-in object has none", "build blocker again")
+        })?;
+        PerCpuArray::try_from(map).map_err(|error| refused("read the totals", chain(&error), ""))
+    }
+
+    /// Dropped packets and bytes, over all CPUs.
+    fn sums(&mut self) -> Result<Totals, EnforceError> {
+        let of_cpus =
+            self.totals()?.get(&0, 0).map_err(|error| refused("read the totals", chain(&error), ""))?;
+        Ok(of_cpus.iter().fold([0, 0], |[packets, bytes], of_cpu| [packets + of_cpu[0], bytes + of_cpu[1]]))
+    }
+
+    /// Takes over what the maps of another layout hold. Nothing reads these maps yet.
+    fn take_over(mut self, other: &mut Self) -> Result<Self, EnforceError> {
+        self.begin()?;
+        let allowed = other.allowed()?;
+        if let Some(anew) = self.allow(&allowed)? {
+            self = Self::Buckets(Box::new(anew));
+        }
+        for held in other.held()? {
+            if let Some(anew) = self.ban(&held)? {
+                self = Self::Buckets(Box::new(anew));
+            }
+        }
+        let (own, more) = (self.sums()?, other.sums()?);
+        let failed = |cause: String| refused("carry the totals over", cause, "");
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error.to_string()))?;
+        let mut values: Vec<Totals> = vec![[0, 0]; cpus];
+        if let Some(first) = values.first_mut() {
+            *first = [own[0] + more[0], own[1] + more[1]];
+        }
+        let values = PerCpuValues::try_from(values).map_err(|error| failed(error.to_string()))?;
+        self.totals()?.set(0, values, 0).map_err(|error| failed(chain(&error)))?;
+        Ok(self)
+    }
 }
 
 impl Xdp {
@@ -79,219 +257,126 @@ impl Xdp {
     /// When a capability, bpffs or an interface is missing, or another program holds the interface. Nothing new stays
     /// attached then.
     pub fn open(options: &Options) -> Result<Self, EnforceError> {
-        let Some(object) = OBJECT else {
-            return Err(refused(
-                "load the XDP program",
-                "it was not built into this binary",
-                "build with `cargo xtask build`",
-            ));
-        };
         let indices = attach::indices(&options.interfaces)?;
-        let pins = options.pin_dir.join(format!("v{LAYOUT_VERSION}"));
-        attach::make_pin_dir(&options.pin_dir, &pins)?;
-        let bans_max = u32::try_from(options.bans_max.max(1)).unwrap_or(u32::MAX);
-        let kept = outgrown(&pins, bans_max)?;
-        let mut loader = EbpfLoader::new();
-        for name in MAPS {
-            loader.map_pin_path(name, pins.join(name));
-        }
-        for name in [BANS_V4, BANS_V6, BANS_V6_64] {
-            loader.map_max_entries(name, bans_max);
-        }
-        let ebpf = loader
-            .load(object)
-            .map_err(|error| refused("load the XDP maps", chain(&error), attach::hint(&chain(&error))))?;
-        let mut xdp = Self { ebpf, pins, attachments: Vec::new() };
-        if let Some(kept) = kept {
-            for (name, key, value) in kept {
-                xdp.put(name, &key, value)?;
+        let mut layout = options.layout;
+        let mut reason = String::new();
+        let load = |layout: Layout| {
+            let pins = layout.pins(&options.pin_dir);
+            attach::make_pin_dir(&options.pin_dir, &pins)?;
+            Bans::load(layout, &pins, options)
+        };
+        let mut bans = match load(layout) {
+            Err(error) if layout == Layout::Buckets => {
+                reason = format!("hash maps, because the bucket table was refused: {error}");
+                layout = Layout::Hash;
+                load(layout)?
             }
+            loaded => loaded?,
+        };
+        let (pins, former) = (layout.pins(&options.pin_dir), layout.other().pins(&options.pin_dir));
+        let is_former = holds_maps(&former);
+        if is_former && reason.is_empty() {
+            bans = bans.take_over(&mut load(layout.other())?)?;
         }
-        xdp.mark_prefixes()?;
-        let program = xdp.program()?;
-        program
-            .load()
-            .map_err(|error| refused("load the XDP program", chain(&error), attach::hint(&chain(&error))))?;
+        attach::move_links(&former, &pins)?;
+        let mut xdp = Self { bans, pins, attachments: Vec::new(), reason };
         for (name, index) in indices {
-            let attachment = attach::attach(xdp.program()?, &xdp_pins(&options.pin_dir), &name, index)?;
+            let attachment = attach::attach(xdp.bans.program()?, &xdp.pins, &name, index)?;
             xdp.attachments.push(attachment);
         }
         attach::drop_others(&xdp.pins, &xdp.attachments);
+        if let Bans::Buckets(table) = &xdp.bans {
+            table.retire_others()?;
+        }
+        if former.exists() {
+            remove_layout(&former).map_err(|error| {
+                refused(format!("remove the maps in {}", former.display()), error.to_string(), "")
+            })?;
+        }
         Ok(xdp)
     }
 
-    fn program(&mut self) -> Result<&mut Program, EnforceError> {
-        let program = self.ebpf.program_mut(PROGRAM).and_then(|program| program.try_into().ok());
-        program.ok_or_else(|| {
-            refused("find the XDP program", "the built-in object has none", "build blocker again")
-        })
+    /// The layout that is in force, which is not the one asked for where the kernel refused that.
+    pub fn layout(&self) -> Layout {
+        match self.bans {
+            Bans::Buckets(_) => Layout::Buckets,
+            Bans::Hash(_) => Layout::Hash,
+        }
     }
 
     /// The loaded program, for benchmarks and tests through BPF_PROG_TEST_RUN.
     pub fn program_fd(&mut self) -> Option<std::os::fd::OwnedFd> {
         use std::os::fd::AsFd as _;
-        self.program().ok()?.fd().ok()?.as_fd().try_clone_to_owned().ok()
+        self.bans.program().ok()?.fd().ok()?.as_fd().try_clone_to_owned().ok()
     }
 
-    fn map(&mut self, name: &'static str) -> Result<&mut Map, EnforceError> {
-        self.ebpf.map_mut(name).ok_or_else(|| {
-            refused(format!("find the map {name}"), "the built-in object has none", "build blocker again")
-        })
-    }
-
-    fn get(&mut self, place: Place, key: &Key) -> Option<BanValue> {
-        let map = self.map(place.map).ok()?;
-        match key {
-            Key::V4(key) => HashMap::<_, [u8; 4], BanValue>::try_from(map).ok()?.get(key, 0).ok(),
-            Key::V6(key) => HashMap::<_, [u8; 16], BanValue>::try_from(map).ok()?.get(key, 0).ok(),
-            Key::V6Half(key) => HashMap::<_, [u8; 8], BanValue>::try_from(map).ok()?.get(key, 0).ok(),
-            Key::Trie4(length, data) => exact4(map, *length, *data),
-            Key::Trie6(length, data) => exact6(map, *length, *data),
-        }
-    }
-
-    fn put(&mut self, name: &'static str, key: &Key, value: BanValue) -> Result<(), EnforceError> {
-        let what = || format!("add to the map {name}");
-        let map = self.map(name)?;
-        let outcome =
-            match key {
-                Key::V4(key) => HashMap::<_, [u8; 4], BanValue>::try_from(map)
-                    .and_then(|mut map| map.insert(key, value, 0)),
-                Key::V6(key) => HashMap::<_, [u8; 16], BanValue>::try_from(map)
-                    .and_then(|mut map| map.insert(key, value, 0)),
-                Key::V6Half(key) => HashMap::<_, [u8; 8], BanValue>::try_from(map)
-                    .and_then(|mut map| map.insert(key, value, 0)),
-                Key::Trie4(length, data) if is_allow(name) => {
-                    trie4::<u32>(map).and_then(|mut map| map.insert(&key::trie(*length, *data), 1, 0))
+    /// Puts a table that was made anew in the place of the one in force.
+    fn replace(&mut self, mut anew: Buckets) -> Result<(), EnforceError> {
+        let mut outcome = Ok(());
+        for attachment in &mut self.attachments {
+            match attach::attach(anew.program()?, &self.pins, &attachment.interface, attachment.index()) {
+                Ok(fresh) => *attachment = fresh,
+                // Repaired, it gets the new program.
+                Err(error) => {
+                    attachment.give_up();
+                    outcome = Err(error);
                 }
-                Key::Trie6(length, data) if is_allow(name) => {
-                    trie6::<u32>(map).and_then(|mut map| map.insert(&key::trie(*length, *data), 1, 0))
-                }
-                Key::Trie4(length, data) => trie4::<BanValue>(map)
-                    .and_then(|mut map| map.insert(&key::trie(*length, *data), value, 0)),
-                Key::Trie6(length, data) => trie6::<BanValue>(map)
-                    .and_then(|mut map| map.insert(&key::trie(*length, *data), value, 0)),
-            };
-        outcome.map_err(|error| {
-            let hint =
-                if is_full(&error) { "it is full; raise `[enforce] max_bans` and restart" } else { "" };
-            refused(what(), chain(&error), hint)
-        })
-    }
-
-    fn remove(&mut self, name: &'static str, key: &Key) -> Result<(), EnforceError> {
-        let map = self.map(name)?;
-        let outcome = match key {
-            Key::V4(key) => {
-                HashMap::<_, [u8; 4], BanValue>::try_from(map).and_then(|mut map| map.remove(key))
             }
-            Key::V6(key) => {
-                HashMap::<_, [u8; 16], BanValue>::try_from(map).and_then(|mut map| map.remove(key))
-            }
-            Key::V6Half(key) => {
-                HashMap::<_, [u8; 8], BanValue>::try_from(map).and_then(|mut map| map.remove(key))
-            }
-            Key::Trie4(length, data) if is_allow(name) => {
-                trie4::<u32>(map).and_then(|mut map| map.remove(&key::trie(*length, *data)))
-            }
-            Key::Trie6(length, data) if is_allow(name) => {
-                trie6::<u32>(map).and_then(|mut map| map.remove(&key::trie(*length, *data)))
-            }
-            Key::Trie4(length, data) => {
-                trie4::<BanValue>(map).and_then(|mut map| map.remove(&key::trie(*length, *data)))
-            }
-            Key::Trie6(length, data) => {
-                trie6::<BanValue>(map).and_then(|mut map| map.remove(&key::trie(*length, *data)))
-            }
-        };
-        match outcome {
-            Err(error) if !is_absent(&error) => {
-                Err(refused(format!("remove from the map {name}"), chain(&error), ""))
-            }
-            _ => Ok(()),
         }
-    }
-
-    fn ban(&mut self, prefix: Prefix, until: Until, now: Timestamp) -> Result<(), EnforceError> {
-        let (place, key) = key::of_ban(prefix);
-        if until.is_over(now) {
-            return self.remove(place.map, &key);
+        if let Bans::Buckets(old) = &mut self.bans {
+            outcome = outcome.and(anew.absorb(old));
         }
-        // A ban that is prolonged keeps its counts.
-        let mut value = self.get(place, &key).unwrap_or_default();
-        value[BAN_UNTIL] = to_boot(until, now);
-        value[BAN_LENGTH] = prefix.length().into();
-        self.put(place.map, &key, value)?;
-        if place.is_trie { self.mark(place.map, true) } else { Ok(()) }
+        outcome = outcome.and(anew.retire_others());
+        self.bans = Bans::Buckets(Box::new(anew));
+        outcome
     }
 
     fn change(&mut self, change: &Change, now: Timestamp) -> Result<(), EnforceError> {
-        match change {
+        let anew = match change {
             // Never widened: whoever bans on some ports wants the others open.
             Change::Ban(ban) if !ban.scope.is_all() => Err(refused(
                 format!("ban {} on {}", ban.prefix, ban.scope),
                 "XDP bans on all ports only".to_owned(),
                 "set `[enforce] backend = \"nftables\"`, or ban on all ports",
             )),
-            Change::Unban { scope, .. } if !scope.is_all() => Ok(()),
-            Change::Ban(ban) => self.ban(ban.prefix, ban.until, now),
-            Change::Unban { prefix, .. } => {
-                let (place, key) = key::of_ban(*prefix);
-                self.remove(place.map, &key)?;
-                if place.is_trie { self.mark_prefixes() } else { Ok(()) }
+            Change::Unban { scope, .. } if !scope.is_all() => Ok(None),
+            Change::Ban(ban) if ban.until.is_over(now) => self.bans.unban(ban.prefix).map(|()| None),
+            Change::Ban(ban) => {
+                let left = match ban.until {
+                    Until::Forever => None,
+                    Until::At(end) => Some(end.saturating_since(now)),
+                };
+                self.bans.ban(&Held { prefix: ban.prefix, left, packets: 0 })
             }
-            Change::Allow { prefix } => {
-                let (name, key) = key::of_allow(*prefix);
-                self.put(name, &key, BanValue::default())
-            }
-            Change::Disallow { prefix } => {
-                let (name, key) = key::of_allow(*prefix);
-                self.remove(name, &key)
-            }
-            Change::Flush => {
-                for (name, key, _) in self.held()? {
-                    self.remove(name, &key)?;
-                }
-                self.mark_prefixes()
-            }
+            Change::Unban { prefix, .. } => self.bans.unban(*prefix).map(|()| None),
+            Change::Allow { prefix } => self.bans.allow(&[*prefix]),
+            Change::Disallow { prefix } => self.bans.disallow(*prefix),
+            Change::Flush => self.bans.flush().map(|()| None),
+        }?;
+        anew.map_or(Ok(()), |anew| self.replace(anew))
+    }
+
+    /// All at once, where looking for the bans inside them costs a look at every slot.
+    fn allow(&mut self, batch: &[Change]) -> Result<(), EnforceError> {
+        let prefix = |change: &Change| match change {
+            Change::Allow { prefix } => Some(*prefix),
+            _ => None,
+        };
+        let prefixes: Vec<Prefix> = batch.iter().filter_map(prefix).collect();
+        match self.bans.allow(&prefixes)? {
+            None => Ok(()),
+            Some(anew) => self.replace(anew),
         }
-    }
-
-    /// Tells the program whether a prefix trie holds anything.
-    fn mark(&mut self, trie: &str, any: bool) -> Result<(), EnforceError> {
-        let state = Array::<_, StateValue>::try_from(self.map(STATE)?);
-        let index = usize::from(trie == PREFIXES_V6);
-        state
-            .and_then(|mut state| {
-                let mut value = state.get(&0, 0)?;
-                value[index] = any.into();
-                state.set(0, value, 0)
-            })
-            .map_err(|error| refused("tell the XDP program of prefixes", chain(&error), ""))
-    }
-
-    fn mark_prefixes(&mut self) -> Result<(), EnforceError> {
-        let any4 = trie4::<BanValue>(self.map(PREFIXES_V4)?).is_ok_and(|map| map.keys().next().is_some());
-        let any6 = trie6::<BanValue>(self.map(PREFIXES_V6)?).is_ok_and(|map| map.keys().next().is_some());
-        self.mark(PREFIXES_V4, any4)?;
-        self.mark(PREFIXES_V6, any6)
-    }
-
-    /// Every ban in the maps, over or not.
-    fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
-        let mut held = Vec::new();
-        for name in [BANS_V4, BANS_V6, BANS_V6_64, PREFIXES_V4, PREFIXES_V6] {
-            read_bans(name, self.map(name)?, &mut held)
-                .map_err(|error| refused(format!("read the map {name}"), chain(&error), ""))?;
-        }
-        Ok(held)
     }
 }
 
 impl Enforcer for Xdp {
     fn apply(&mut self, batch: &[Change], now: Timestamp) -> Result<(), EnforceError> {
+        self.bans.begin()?;
         let mut first = Ok(());
-        for change in batch {
+        let is_allow = |change: &Change| matches!(change, Change::Allow { .. });
+        for run in batch.chunk_by(|a, b| is_allow(a) && is_allow(b)) {
+            let Some(change) = run.first() else { continue };
             let prefix = match change {
                 Change::Ban(ban) => Some(ban.prefix),
                 Change::Unban { prefix, .. } | Change::Allow { prefix } | Change::Disallow { prefix } => {
@@ -299,7 +384,8 @@ impl Enforcer for Xdp {
                 }
                 Change::Flush => None,
             };
-            if let Err(error) = self.change(change, now)
+            let outcome = if run.len() > 1 { self.allow(run) } else { self.change(change, now) };
+            if let Err(error) = outcome
                 && first.is_ok()
             {
                 first = Err(EnforceError { prefix, ..error });
@@ -309,13 +395,15 @@ impl Enforcer for Xdp {
     }
 
     fn entries(&mut self, now: Timestamp) -> Result<Vec<Entry>, EnforceError> {
-        let boot = boot_ns();
-        let held =
-            self.held()?.into_iter().filter(|(_, _, value)| value[BAN_UNTIL] == 0 || value[BAN_UNTIL] > boot);
+        let until =
+            |left: Option<Duration>| left.map_or(Until::Forever, |left| Until::At(now.saturating_add(left)));
+        let held = self.bans.held()?.into_iter();
         let mut entries: Vec<Entry> = held
-            .filter_map(|(_, key, value)| {
-                let until = from_boot(value[BAN_UNTIL], boot, now);
-                Some(Entry { prefix: key.prefix()?, scope: Scope::ALL, until, packets: value[BAN_PACKETS] })
+            .map(|held| Entry {
+                prefix: held.prefix,
+                scope: Scope::ALL,
+                until: until(held.left),
+                packets: held.packets,
             })
             .collect();
         entries.sort_unstable_by_key(|entry| entry.prefix);
@@ -323,39 +411,28 @@ impl Enforcer for Xdp {
     }
 
     fn allowed(&mut self) -> Result<Vec<Prefix>, EnforceError> {
-        let failed = |error: MapError| refused("read the allow maps", chain(&error), "");
-        let v4: Result<Vec<_>, _> = trie4::<u32>(self.map(ALLOW_V4)?).map_err(failed)?.keys().collect();
-        let v6: Result<Vec<_>, _> = trie6::<u32>(self.map(ALLOW_V6)?).map_err(failed)?.keys().collect();
-        let v4 = v4
-            .map_err(failed)?
-            .into_iter()
-            .filter_map(|key| Key::Trie4(key.prefix_len(), key.data()).prefix());
-        let v6 = v6
-            .map_err(failed)?
-            .into_iter()
-            .filter_map(|key| Key::Trie6(key.prefix_len(), key.data()).prefix());
-        let mut allowed: Vec<Prefix> = v4.chain(v6).collect();
+        let mut allowed = self.bans.allowed()?;
         allowed.sort_unstable();
         Ok(allowed)
     }
 
     fn counters(&mut self) -> Result<Counters, EnforceError> {
-        let totals =
-            PerCpuArray::<_, Totals>::try_from(self.map(TOTALS)?).and_then(|totals| totals.get(&0, 0));
-        let totals = totals.map_err(|error| refused("read the totals", chain(&error), ""))?;
-        let sum = |index: usize| totals.iter().map(|of_cpu| of_cpu[index]).sum();
-        Ok(Counters { packets: sum(0), bytes: sum(1) })
+        let [packets, bytes] = self.bans.sums()?;
+        Ok(Counters { packets, bytes })
     }
 
     fn repair(&mut self) -> Result<Health, EnforceError> {
         let mut health = Health::Sound;
         attach::make_pin_dir(self.pins.parent().unwrap_or(Path::new("/")), &self.pins)?;
-        for name in MAPS {
-            let path = self.pins.join(name);
+        for (name, path) in self.bans.pinned() {
             if !path.exists() {
-                let data = self.map(name)?;
-                data.pin(&path)
-                    .map_err(|error| refused(format!("pin the map {name} again"), chain(&error), ""))?;
+                let failed = |cause: String| refused(format!("pin the map {name} again"), cause, "");
+                if let Some(folder) = path.parent() {
+                    fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
+                }
+                let data = self.bans.ebpf().map_mut(name);
+                let data = data.ok_or_else(|| failed("the built-in object has none".to_owned()))?;
+                data.pin(&path).map_err(|error| failed(chain(&error)))?;
                 health = Health::Repaired;
             }
         }
@@ -371,12 +448,15 @@ impl Enforcer for Xdp {
             } else {
                 let indices = attach::indices(std::slice::from_ref(&name))?;
                 let index = indices.first().map_or(0, |(_, index)| *index);
-                let fresh = attach::attach(self.program()?, &pins, &name, index)?;
+                let fresh = attach::attach(self.bans.program()?, &pins, &name, index)?;
                 if let Some(old) = self.attachments.get_mut(place) {
                     *old = fresh;
                 }
             }
             health = Health::Repaired;
+        }
+        if let Bans::Buckets(table) = &mut self.bans {
+            table.tick()?;
         }
         Ok(health)
     }
@@ -386,6 +466,7 @@ impl Enforcer for Xdp {
             .attachments
             .iter()
             .map(|attachment| attachment.reason.as_str())
+            .chain([self.reason.as_str()])
             .filter(|reason| !reason.is_empty())
             .collect();
         Description {
@@ -412,166 +493,52 @@ impl Enforcer for Xdp {
 /// # Errors
 /// When something pinned cannot be removed.
 pub fn remove(pin_dir: &Path) -> Result<(), EnforceError> {
-    let failed = |error: std::io::Error| {
-        refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
-    };
     for layout in fs::read_dir(pin_dir).into_iter().flatten().flatten() {
         let is_ours =
             layout.file_name().to_string_lossy().strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
-        if !is_ours {
-            continue;
+        if is_ours {
+            remove_layout(&layout.path()).map_err(|error| {
+                refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
+            })?;
         }
-        for pin in fs::read_dir(layout.path()).map_err(failed)? {
-            fs::remove_file(pin.map_err(failed)?.path()).map_err(failed)?;
-        }
-        fs::remove_dir(layout.path()).map_err(failed)?;
     }
     Ok(())
+}
+
+/// A folder of pins, and the folders of generations in it.
+fn remove_layout(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_layout(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(folder)
+}
+
+/// Whether maps are pinned there, of either layout.
+fn holds_maps(folder: &Path) -> bool {
+    folder.join(TOTALS).exists()
 }
 
 /// Looks at pinned maps without being the agent: for benchmarks.
 #[derive(Debug)]
-pub struct Reader {
-    v4: HashMap<MapData, [u8; 4], BanValue>,
-    v6: HashMap<MapData, [u8; 8], BanValue>,
-}
+pub struct Reader(table::Reader);
 
 impl Reader {
-    /// Opens the maps pinned below `pin_dir`.
+    /// Opens the table pinned below `pin_dir`.
     ///
     /// # Errors
-    /// When there are none, or they are not ours.
+    /// When there is none, or it is not ours.
     pub fn open(pin_dir: &Path) -> Result<Self, EnforceError> {
-        let pinned = |name: &str| MapData::from_pin(xdp_pins(pin_dir).join(name));
-        let open = || -> Result<Self, MapError> {
-            let v4 = HashMap::try_from(Map::HashMap(pinned(BANS_V4)?))?;
-            let v6 = HashMap::try_from(Map::HashMap(pinned(BANS_V6_64)?))?;
-            Ok(Self { v4, v6 })
-        };
-        open()
-            .map_err(|error| refused(format!("open the maps below {}", pin_dir.display()), chain(&error), ""))
+        table::Reader::open(&Layout::Buckets.pins(pin_dir)).map(Self)
     }
 
-    /// Whether there is an entry for this address, or for the /64 around it.
+    /// Whether a packet from this address would be dropped.
     pub fn holds(&self, address: std::net::IpAddr) -> bool {
-        match key::of_ban(Prefix::host(address)).1 {
-            Key::V4(key) => self.v4.get(&key, 0).is_ok(),
-            Key::V6(key) => key.first_chunk().is_some_and(|network| self.v6.get(network, 0).is_ok()),
-            _ => false,
-        }
-    }
-}
-
-fn xdp_pins(pin_dir: &Path) -> PathBuf {
-    pin_dir.join(format!("v{LAYOUT_VERSION}"))
-}
-
-/// A ban as it lies in a map.
-type Held = (&'static str, Key, BanValue);
-
-/// Reads bans out of pinned maps of another size and unpins those, so that new ones are made. The old program keeps
-/// the old maps until the new one takes its place.
-fn outgrown(pins: &Path, bans_max: u32) -> Result<Option<Vec<Held>>, EnforceError> {
-    let hashes = [BANS_V4, BANS_V6, BANS_V6_64];
-    let failed =
-        |error: MapError| refused(format!("read the maps below {}", pins.display()), chain(&error), "");
-    let mut held = Vec::new();
-    let mut other_size = false;
-    for name in hashes {
-        let path = pins.join(name);
-        if !path.exists() {
-            continue;
-        }
-        let data = MapData::from_pin(&path).map_err(failed)?;
-        other_size |= data.info().is_ok_and(|info| info.max_entries() != bans_max);
-        read_bans(name, &mut Map::HashMap(data), &mut held).map_err(failed)?;
-    }
-    if !other_size {
-        return Ok(None);
-    }
-    for name in hashes {
-        let path = pins.join(name);
-        if path.exists() {
-            fs::remove_file(&path)
-                .map_err(|error| refused(format!("unpin {}", path.display()), error.to_string(), ""))?;
-        }
-    }
-    Ok(Some(held))
-}
-
-/// Entries that go while they are read are left out.
-fn read_bans(name: &'static str, map: &mut Map, held: &mut Vec<Held>) -> Result<(), MapError> {
-    match name {
-        BANS_V4 => {
-            let map = HashMap::<_, [u8; 4], BanValue>::try_from(map)?;
-            held.extend(map.iter().filter_map(Result::ok).map(|(key, value)| (name, Key::V4(key), value)));
-        }
-        BANS_V6 => {
-            let map = HashMap::<_, [u8; 16], BanValue>::try_from(map)?;
-            held.extend(map.iter().filter_map(Result::ok).map(|(key, value)| (name, Key::V6(key), value)));
-        }
-        BANS_V6_64 => {
-            let map = HashMap::<_, [u8; 8], BanValue>::try_from(map)?;
-            held.extend(
-                map.iter().filter_map(Result::ok).map(|(key, value)| (name, Key::V6Half(key), value)),
-            );
-        }
-        PREFIXES_V4 => {
-            let map = trie4::<BanValue>(map)?;
-            held.extend(
-                map.iter()
-                    .filter_map(Result::ok)
-                    .map(|(key, value)| (name, Key::Trie4(key.prefix_len(), key.data()), value)),
-            );
-        }
-        _ => {
-            let map = trie6::<BanValue>(map)?;
-            held.extend(
-                map.iter()
-                    .filter_map(Result::ok)
-                    .map(|(key, value)| (name, Key::Trie6(key.prefix_len(), key.data()), value)),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn trie4<V: aya::Pod>(map: &mut Map) -> Result<LpmTrie<&mut MapData, [u8; 4], V>, MapError> {
-    LpmTrie::try_from(map)
-}
-
-fn trie6<V: aya::Pod>(map: &mut Map) -> Result<LpmTrie<&mut MapData, [u8; 16], V>, MapError> {
-    LpmTrie::try_from(map)
-}
-
-/// A trie answers with the longest match; only an entry of the asked length is the one asked for.
-fn exact4(map: &mut Map, length: u32, data: [u8; 4]) -> Option<BanValue> {
-    let value = trie4::<BanValue>(map).ok()?.get(&key::trie(length, data), 0).ok()?;
-    (value[BAN_LENGTH] == u64::from(length)).then_some(value)
-}
-
-fn exact6(map: &mut Map, length: u32, data: [u8; 16]) -> Option<BanValue> {
-    let value = trie6::<BanValue>(map).ok()?.get(&key::trie(length, data), 0).ok()?;
-    (value[BAN_LENGTH] == u64::from(length)).then_some(value)
-}
-
-fn is_allow(name: &str) -> bool {
-    name == ALLOW_V4 || name == ALLOW_V6
-}
-
-/// A full hash map answers E2BIG, a full trie ENOSPC.
-fn is_full(error: &MapError) -> bool {
-    matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC))
-}
-
-fn is_absent(error: &MapError) -> bool {
-    matches!(error, MapError::KeyNotFound) || errno(error) == Some(libc::ENOENT)
-}
-
-fn errno(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
+        self.0.holds(address)
     }
 }
 
@@ -588,27 +555,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text.lines().next().unwrap_or_default().to_owned()
-}
-
-fn boot_ns() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
-}
-
-/// A wall-clock end as a boot-clock one; 0 stands for none.
-fn to_boot(until: Until, now: Timestamp) -> u64 {
-    match until {
-        Until::Forever => 0,
-        Until::At(end) => {
-            let left = u64::try_from(end.saturating_since(now).as_nanos()).unwrap_or(u64::MAX);
-            boot_ns().saturating_add(left).max(1)
-        }
-    }
-}
-
-fn from_boot(until: u64, boot: u64, now: Timestamp) -> Until {
-    match until {
-        0 => Until::Forever,
-        end => Until::At(now.saturating_add(Duration::from_nanos(end.saturating_sub(boot)))),
-    }
 }

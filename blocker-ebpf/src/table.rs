@@ -1,0 +1,477 @@
+//! The bucket table: its layout in the maps, its fingerprints, and the one function that reads it.
+//!
+//! [`find`] is the same code in the XDP program, which reads maps, and on the host, where a model checks it against
+//! a writer word by word. It asks a [`Table`] for words and never writes.
+//!
+//! A bucket is a cache line of eight fingerprints; [`EMPTY`] in its last slot says that no fingerprint went past it.
+//! One fingerprint stands for a prefix of either family, its length included. What a slot means is in the word of
+//! the same place in the meta map: the end of the ban in its low half, the packets dropped in its high half. An end
+//! of [`PASSES`] lets the source pass whatever shorter prefix is banned.
+
+use crate::packet::Source;
+
+/// The version of this layout. Pinned maps of another version are not adopted.
+pub const LAYOUT: u64 = 2;
+
+/// Fingerprints, a bucket to an element.
+pub const SLOTS: &str = "SLOTS";
+/// End and packets of each slot, a bucket to an element.
+pub const META: &str = "META";
+/// The prefix of each slot: two words, of the whole bucket in an element. The program reads it only in exact mode.
+pub const KEYS: &str = "KEYS";
+/// A bit for every IPv4 /24, then one for every hash of an IPv6 /48: not set where no source is banned.
+pub const PREFILTER: &str = "PREFILTER";
+/// What the writer tells the program: [`StateWords`].
+pub const TABLE: &str = "TABLE";
+
+/// The maps of one table.
+pub const MAPS: [&str; 5] = [SLOTS, META, KEYS, PREFILTER, TABLE];
+
+/// The program's name in the object.
+pub const PROGRAM: &str = "blocker_table";
+/// The program that writes the kernel's jiffies into [`JIFFIES`].
+pub const CLOCK: &str = "blocker_clock";
+
+/// Fingerprints in a bucket: 64 bytes, a cache line.
+pub const BUCKET_SLOTS: usize = 8;
+/// Words of a bucket in [`KEYS`].
+pub const BUCKET_KEYS: usize = 2 * BUCKET_SLOTS;
+/// Buckets that are looked at for one fingerprint. At half load 3 of a million find no room in them, and the table is
+/// made anew; one more would cost the kernel's verifier a fifth more of what it allows a program.
+pub const PROBES_MAX: u32 = 4;
+
+/// A slot that never held a fingerprint.
+pub const EMPTY: u64 = 0;
+/// A slot whose fingerprint was removed.
+pub const TOMBSTONE: u64 = 1;
+
+/// The end of an entry that lets its sources pass.
+pub const PASSES: u32 = 0;
+/// The end of a ban that has none.
+pub const FOREVER: u32 = u32::MAX;
+/// Ends are counted in units of this many jiffies, as a power of two.
+pub const UNIT_SHIFT: u32 = 6;
+/// One packet, in a word of [`META`].
+pub const ONE_PACKET: u64 = 1 << 32;
+
+/// Words of [`PREFILTER`] for each family.
+pub const PREFILTER_WORDS: u32 = 1 << 18;
+/// IPv4 bans shorter than this set [`SKIP_V4`] instead of bits.
+pub const PREFILTER_V4_MIN: u8 = 8;
+/// IPv6 bans shorter than this set [`SKIP_V6`] instead of bits.
+pub const PREFILTER_V6_MIN: u8 = 48;
+
+/// Lengths in a word of a list of lengths.
+pub const LENGTHS_PER_WORD: usize = 8;
+/// Words for the lengths 0 to 32.
+pub const LENGTHS_V4_WORDS: usize = 5;
+/// Words for the lengths 0 to 128.
+pub const LENGTHS_V6_WORDS: usize = 17;
+
+/// The one element of [`TABLE`].
+pub const STATE_WORDS: usize = 32;
+/// Which families' prefilter is not to be believed.
+pub const FLAGS: usize = 0;
+/// Lengths in use, longest first: one more than the length in a byte, the first in the lowest; 0 ends the list.
+pub const LENGTHS_V4: usize = 1;
+/// As [`LENGTHS_V4`].
+pub const LENGTHS_V6: usize = LENGTHS_V4 + LENGTHS_V4_WORDS;
+/// Written by the program [`CLOCK`].
+pub const JIFFIES: usize = LENGTHS_V6 + LENGTHS_V6_WORDS;
+/// [`LAYOUT`], for whoever adopts the maps.
+pub const LAYOUT_WORD: usize = JIFFIES + 1;
+/// The seed of the fingerprints, for whoever adopts the maps.
+pub const SEED_WORD: usize = JIFFIES + 2;
+/// Nanoseconds that the machine had slept when ends were last corrected for it.
+pub const SLEPT_WORD: usize = JIFFIES + 3;
+
+/// In [`FLAGS`]: an IPv4 ban is too wide for the prefilter.
+pub const SKIP_V4: u64 = 1;
+/// In [`FLAGS`]: an IPv6 ban is too wide for the prefilter.
+pub const SKIP_V6: u64 = 2;
+
+/// What the program was loaded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// Known to nobody but root, so nobody can aim at a bucket.
+    pub seed: u64,
+    /// Buckets that a search begins at; see [`elements`].
+    pub buckets: u32,
+    /// Whether a match is compared with the whole prefix.
+    pub exact: bool,
+}
+
+/// A prefix as the table holds it: host bits zero; an IPv4 address is the low half of `low`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The first 64 bits of an IPv6 address; 0 for IPv4.
+    pub high: u64,
+    /// The rest.
+    pub low: u64,
+    /// [`code_v4`] or [`code_v6`].
+    pub code: u64,
+}
+
+/// An IPv4 prefix of this length.
+#[inline(always)]
+pub const fn code_v4(length: u32) -> u64 {
+    length as u64
+}
+
+/// An IPv6 prefix of this length.
+#[inline(always)]
+pub const fn code_v6(length: u32) -> u64 {
+    0x100 | length as u64
+}
+
+impl Key {
+    /// The IPv4 prefix of `length` around an address.
+    #[inline(always)]
+    pub const fn v4(address: u32, length: u32) -> Self {
+        let mask = (u32::MAX as u64) << (32 - (length & 63)) & u32::MAX as u64;
+        Self { high: 0, low: address as u64 & mask, code: code_v4(length) }
+    }
+
+    /// The IPv6 prefix of `length` around an address.
+    #[inline(always)]
+    pub const fn v6(high: u64, low: u64, length: u32) -> Self {
+        // Without branches: the verifier would follow each of them for every length. `within` is right for the half
+        // that the length ends in; the half before is whole, the one behind empty.
+        let (half, within) = ((length >> 6) as u64, !(u64::MAX >> (length & 63)));
+        let (second, whole) = ((half & 1).wrapping_neg(), (half >> 1).wrapping_neg());
+        let (high_mask, low_mask) = (within | second | whole, within & second | whole);
+        Self { high: high & high_mask, low: low & low_mask, code: code_v6(length) }
+    }
+
+    /// A bit of the code, so that the compiler knows the family wherever it knows which of the two made the key.
+    #[inline(always)]
+    const fn is_v4(self) -> bool {
+        self.code & 0x100 == 0
+    }
+
+    /// As [`KEYS`] holds it. No IPv6 ban has the words of an IPv4 one: `::ffff:0:0/96` is read as IPv4.
+    #[inline(always)]
+    pub const fn stored(self) -> [u64; 2] {
+        if self.is_v4() { [0, 0xffff << 32 | self.low] } else { [self.high, self.low] }
+    }
+
+    /// What stands for it in a slot. For IPv4 this is a bijection, so no other prefix has the same; neither have two
+    /// IPv6 prefixes of one length with the same first half.
+    #[inline(always)]
+    pub const fn fingerprint(self, seed: u64) -> u64 {
+        if self.is_v4() {
+            mix(seed ^ self.low ^ self.code << 56)
+        } else {
+            // A factor that nobody knows keeps the lengths apart: an address cannot be chosen that is taken for the
+            // /64 around it.
+            mix(mix(self.high ^ seed).wrapping_mul(self.code << 1 | 1) ^ self.low)
+        }
+    }
+}
+
+/// A bijection of 64 bits in which every bit depends on every other (the finaliser of MurmurHash3).
+#[inline(always)]
+pub const fn mix(mut x: u64) -> u64 {
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ x >> 33
+}
+
+/// Elements of [`SLOTS`], [`META`] and [`KEYS`]: those that a search begins at, and so many more that no search has to
+/// go on at the first one.
+#[inline(always)]
+pub const fn elements(buckets: u32) -> u32 {
+    buckets.saturating_add(PROBES_MAX - 1)
+}
+
+/// Where the search for a fingerprint begins.
+#[inline(always)]
+pub const fn home(fingerprint: u64, buckets: u32) -> u32 {
+    (((fingerprint >> 32) * buckets as u64) >> 32) as u32
+}
+
+/// The bit of the /24 around an IPv4 address.
+#[inline(always)]
+pub const fn prefilter_v4(address: u32) -> u32 {
+    address >> 8
+}
+
+/// The bit of the /48 around an IPv6 address, among those of both families.
+#[inline(always)]
+pub const fn prefilter_v6(high: u64, seed: u64) -> u32 {
+    (PREFILTER_WORDS * 64) + (mix((high >> 16) ^ !seed) >> 40) as u32
+}
+
+/// Some words, each read whole.
+pub trait Words {
+    /// The word at `index`, which must be one of them.
+    fn word(&self, index: usize) -> u64;
+}
+
+/// Where the words are. `None` is an element that does not exist.
+pub trait Table {
+    /// An element of any of the maps.
+    type Words: Words;
+    /// [`BUCKET_SLOTS`] words of [`SLOTS`].
+    fn bucket(&self, index: u32) -> Option<Self::Words>;
+    /// [`BUCKET_SLOTS`] words of [`META`].
+    fn meta(&self, index: u32) -> Option<Self::Words>;
+    /// [`BUCKET_KEYS`] words of [`KEYS`].
+    fn keys(&self, index: u32) -> Option<Self::Words>;
+    /// One word of [`PREFILTER`].
+    fn prefilter(&self, index: u32) -> Option<u64>;
+    /// [`STATE_WORDS`] words of [`TABLE`].
+    fn state(&self) -> Option<Self::Words>;
+    /// The kernel's clock in units of an end.
+    fn now(&self) -> u32;
+}
+
+/// The slot of a ban in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its bucket.
+    pub bucket: u32,
+    /// Its place in the bucket.
+    pub slot: usize,
+}
+
+/// What one length says of a source.
+enum Said {
+    Banned(Place),
+    Passes,
+    Nothing,
+}
+
+/// The ban that is in force for a source.
+#[inline(always)]
+pub fn find<T: Table>(table: &T, params: Params, source: Source) -> Option<Place> {
+    match source {
+        Source::V4(address) => find_v4(table, params, u32::from_be_bytes(address)),
+        Source::V6(address) => {
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+            let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+            find_v6(table, params, high, u64::from_be_bytes([i, j, k, l, m, n, o, p]))
+        }
+    }
+}
+
+#[inline(always)]
+fn find_v4<T: Table>(table: &T, params: Params, address: u32) -> Option<Place> {
+    let state = table.state()?;
+    if state.word(LENGTHS_V4) == 0 {
+        return None;
+    }
+    if state.word(FLAGS) & SKIP_V4 == 0 && !is_marked(table, prefilter_v4(address))? {
+        return None;
+    }
+    for index in 0..LENGTHS_V4_WORDS {
+        let mut lengths = state.word(LENGTHS_V4 + index);
+        for _ in 0..LENGTHS_PER_WORD {
+            let length = (lengths as u32 & 0xff).checked_sub(1)?;
+            lengths >>= 8;
+            match probe(table, params, Key::v4(address, length)) {
+                Said::Banned(place) => return Some(place),
+                Said::Passes => return None,
+                Said::Nothing => {}
+            }
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn find_v6<T: Table>(table: &T, params: Params, high: u64, low: u64) -> Option<Place> {
+    let state = table.state()?;
+    if state.word(LENGTHS_V6) == 0 {
+        return None;
+    }
+    if state.word(FLAGS) & SKIP_V6 == 0 && !is_marked(table, prefilter_v6(high, params.seed))? {
+        return None;
+    }
+    for index in 0..LENGTHS_V6_WORDS {
+        let mut lengths = state.word(LENGTHS_V6 + index);
+        for _ in 0..LENGTHS_PER_WORD {
+            let length = (lengths as u32 & 0xff).checked_sub(1)?;
+            lengths >>= 8;
+            match probe(table, params, Key::v6(high, low, length)) {
+                Said::Banned(place) => return Some(place),
+                Said::Passes => return None,
+                Said::Nothing => {}
+            }
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn is_marked<T: Table>(table: &T, bit: u32) -> Option<bool> {
+    Some(table.prefilter(bit >> 6)? >> (bit & 63) & 1 == 1)
+}
+
+#[inline(always)]
+fn probe<T: Table>(table: &T, params: Params, key: Key) -> Said {
+    let fingerprint = key.fingerprint(params.seed);
+    if fingerprint <= TOMBSTONE {
+        return Said::Nothing;
+    }
+    let mut index = home(fingerprint, params.buckets);
+    let mut probes = 0;
+    let bucket = loop {
+        let Some(bucket) = table.bucket(index) else { return Said::Nothing };
+        let signs =
+            (0..BUCKET_SLOTS).fold(0, |signs, slot| signs | sign_if_zero(bucket.word(slot) ^ fingerprint));
+        probes += 1;
+        if signs >> 63 == 1 {
+            break bucket;
+        }
+        if bucket.word(BUCKET_SLOTS - 1) == EMPTY || probes == PROBES_MAX {
+            return Said::Nothing;
+        }
+        index += 1;
+    };
+    said(table, params, key, fingerprint, &bucket, index)
+}
+
+/// A number whose first bit is set if `x` is 0. Branches here would be mispredicted at random, and the kernel's
+/// verifier follows no more than 8,192 in a row.
+#[inline(always)]
+const fn sign_if_zero(x: u64) -> u64 {
+    x.wrapping_sub(1) & !x
+}
+
+/// In which slot a fingerprint is that is in one: each bit of its number from the slots that have this bit. For the
+/// verifier this is one number it does not know, where a search would be eight ways to go on from.
+#[inline(always)]
+fn place<W: Words>(bucket: &W, fingerprint: u64) -> usize {
+    let mut signs = [0; BUCKET_SLOTS.ilog2() as usize];
+    for slot in 0..BUCKET_SLOTS {
+        let sign = sign_if_zero(bucket.word(slot) ^ fingerprint);
+        for (bit, signs) in signs.iter_mut().enumerate() {
+            if slot >> bit & 1 == 1 {
+                *signs |= sign;
+            }
+        }
+    }
+    signs.iter().enumerate().fold(0, |place, (bit, signs)| place | ((signs >> 63) as usize) << bit)
+}
+
+/// What the slot of a bucket that holds a fingerprint says.
+#[inline(always)]
+fn said<T: Table>(
+    table: &T,
+    params: Params,
+    key: Key,
+    fingerprint: u64,
+    bucket: &T::Words,
+    index: u32,
+) -> Said {
+    let slot = place(bucket, fingerprint);
+    let Some(meta) = table.meta(index) else { return Said::Nothing };
+    let end = meta.word(slot) as u32;
+    if params.exact {
+        let Some(keys) = table.keys(index) else { return Said::Nothing };
+        let [first, second] = key.stored();
+        if keys.word(slot * 2) != first || keys.word(slot * 2 + 1) != second {
+            return Said::Nothing;
+        }
+    }
+    // The slot may have been given to another ban between the looks; then the end was not this one's.
+    if bucket.word(slot) != fingerprint {
+        return Said::Nothing;
+    }
+    if end == PASSES {
+        Said::Passes
+    } else if end > table.now() {
+        Said::Banned(Place { bucket: index, slot })
+    } else {
+        Said::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// The inverse of a step `x ^= x >> 33` is the step itself; that of a product, a product by the inverse.
+    fn unmix(mut x: u64) -> u64 {
+        let inverse =
+            |odd: u64| (0..6).fold(odd, |y, _| y.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(y))));
+        x ^= x >> 33;
+        x = x.wrapping_mul(inverse(0xc4ce_b9fe_1a85_ec53));
+        x ^= x >> 33;
+        x = x.wrapping_mul(inverse(0xff51_afd7_ed55_8ccd));
+        x ^ x >> 33
+    }
+
+    #[test]
+    fn an_ipv4_prefix_can_be_told_from_its_fingerprint_so_no_two_share_one() {
+        let mut random = 1_u64;
+        for _ in 0..200_000 {
+            random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+            let key = Key::v4(random as u32, (random >> 32) as u32 % 33);
+            let seed = mix(!random);
+            let back = unmix(key.fingerprint(seed)) ^ seed;
+            assert_eq!((back & 0xff_ffff_ffff_ffff, back >> 56), (key.low, key.code), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn no_length_of_an_address_has_the_fingerprint_of_another() {
+        for seed in [0, 1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            let mut seen = HashSet::new();
+            // A length in the low byte would give 1.2.3.0/24 what 57.2.3.0/32 has.
+            for address in [0, 0x0102_0300, 0x3902_0300, 0x0102_0309, u32::MAX] {
+                for length in 0..=32 {
+                    let key = Key::v4(address, length);
+                    seen.insert((key.low, key.code, key.fingerprint(seed)));
+                }
+            }
+            let prefixes: HashSet<_> = seen.iter().map(|(low, code, _)| (low, code)).collect();
+            let fingerprints: HashSet<_> = seen.iter().map(|(_, _, fingerprint)| fingerprint).collect();
+            assert_eq!(prefixes.len(), fingerprints.len(), "with seed {seed:x}");
+            let half = 0x2001_0db8_0000_0000;
+            let six: HashSet<_> =
+                (0..=128).map(|length| Key::v6(half, 0, length).fingerprint(seed)).collect();
+            assert_eq!(six.len(), 129, "with seed {seed:x}");
+        }
+    }
+
+    #[test]
+    fn masks_keep_the_network_and_nothing_else() {
+        for (length, expected) in
+            [(32, 0xffff_ffff_u64), (31, 0xffff_fffe), (24, 0xffff_ff00), (1, 1 << 31), (0, 0)]
+        {
+            assert_eq!(Key::v4(u32::MAX, length).low, expected, "/{length}");
+        }
+        for (length, high, low) in [
+            (128, u64::MAX, u64::MAX),
+            (127, u64::MAX, !1),
+            (65, u64::MAX, 1 << 63),
+            (64, u64::MAX, 0),
+            (63, !1, 0),
+            (1, 1 << 63, 0),
+            (0, 0, 0),
+        ] {
+            let key = Key::v6(u64::MAX, u64::MAX, length);
+            assert_eq!((key.high, key.low), (high, low), "/{length}");
+        }
+    }
+
+    #[test]
+    fn every_bucket_is_some_fingerprints_home() {
+        for buckets in [1, 2, 7, 1 << 18] {
+            assert_eq!((home(0, buckets), home(u64::MAX, buckets)), (0, buckets - 1));
+        }
+    }
+
+    #[test]
+    fn the_sign_is_set_for_zero_alone() {
+        for x in (0..64).flat_map(|bit| [1_u64 << bit, !(1 << bit), u64::MAX >> bit, u64::MAX << bit]) {
+            assert_eq!((sign_if_zero(x) >> 63, sign_if_zero(0) >> 63), (0, 1), "{x:x}");
+        }
+    }
+}

@@ -1,0 +1,701 @@
+//! The bucket table in the kernel: its maps, the program over them, and bans in and out.
+//!
+//! The maps of one table are pinned in a folder of their own, a *generation*. A table of another size or with another
+//! seed is a new generation: filled while the old one is in force, then put in its place by swapping the program.
+//!
+//! Ends are counted in the kernel's jiffies, which the program reads at no cost. They stand still while the machine
+//! sleeps, so ends are brought forward afterwards.
+#![deny(unsafe_code)]
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, MapError},
+    programs::Xdp as Program,
+};
+use blocker_ebpf::{
+    TOTALS,
+    packet::Source,
+    table::{
+        self, BUCKET_SLOTS, CLOCK, FOREVER, JIFFIES, KEYS, LAYOUT, LAYOUT_WORD, MAPS, META, PREFILTER,
+        PREFILTER_WORDS, PROGRAM, Params, SEED_WORD, SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT,
+        Words, elements,
+    },
+};
+use rustix::{
+    rand::{GetRandomFlags, getrandom},
+    time::{ClockId, clock_getres, clock_gettime},
+};
+
+use super::{EnforceError, Held, attach, chain, link, refused};
+use crate::net::Prefix;
+
+#[cfg(test)]
+mod model;
+#[expect(unsafe_code, reason = "mmap(2) of maps, which the library does not offer")]
+mod window;
+mod writer;
+
+use window::Windows;
+use writer::{At, Entry, Memory, Refusal, Writer};
+
+static OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_table_object.rs"));
+
+pub(super) fn is_built_in() -> bool {
+    OBJECT.is_some()
+}
+
+/// Slots for each ban that there may be.
+const SLOTS_PER_BAN: usize = 2;
+/// A table is never smaller, so that a few bans and an allowlist fit any.
+const BUCKETS_MIN: usize = 128;
+/// How often a table is made anew, each time larger, before a ban is refused.
+const ANEW_MAX: u32 = 3;
+/// A sweep looks at this part of the slots, and at no fewer than [`SWEEP_MIN`].
+const SWEEP_PARTS: usize = 64;
+const SWEEP_MIN: usize = 4_096;
+/// Packets that a slot may have counted before they are moved out of it.
+const PACKETS_MAX: u64 = 1 << 31;
+/// Sleep that is corrected for.
+const SLEPT_MIN_NS: u64 = 250_000_000;
+
+/// The table's maps as memory.
+#[derive(Debug)]
+struct Maps {
+    slots: Windows,
+    meta: Windows,
+    keys: Windows,
+    prefilter: Windows,
+    state: Windows,
+}
+
+const WORD: usize = size_of::<u64>();
+
+impl Memory for Maps {
+    fn load(&mut self, at: At) -> u64 {
+        match at {
+            At::Slot(slot) => self.slots.load(slot * WORD),
+            At::End(slot) => self.meta.load_half(slot * WORD).into(),
+            At::Packets(slot) => self.meta.load_half(slot * WORD + WORD / 2).into(),
+            At::Key(slot, half) => self.keys.load((slot * 2 + half) * WORD),
+            At::Prefilter(index) => self.prefilter.load(index * WORD),
+            At::State(index) => self.state.load(index * WORD),
+        }
+    }
+
+    fn store(&mut self, at: At, value: u64) {
+        match at {
+            At::Slot(slot) => self.slots.store(slot * WORD, value),
+            At::End(slot) => self.meta.store_half(slot * WORD, value as u32),
+            At::Packets(slot) => self.meta.store_half(slot * WORD + WORD / 2, value as u32),
+            At::Key(slot, half) => self.keys.store((slot * 2 + half) * WORD, value),
+            At::Prefilter(index) => self.prefilter.store(index * WORD, value),
+            At::State(index) => self.state.store(index * WORD, value),
+        }
+    }
+}
+
+impl Maps {
+    fn of(ebpf: &Ebpf, buckets: u32) -> Result<Self, EnforceError> {
+        Self::over(buckets, |name, bytes| {
+            let failed = |cause: String| refused(format!("see the map {name}"), cause, "");
+            let Some(Map::Array(data)) = ebpf.map(name) else {
+                return Err(failed("the built-in object has no such array".to_owned()));
+            };
+            Windows::new(data.fd().as_fd(), bytes).map_err(|error| failed(error.to_string()))
+        })
+    }
+
+    /// Sees each map, given its name and its bytes.
+    fn over<F>(buckets: u32, windows: F) -> Result<Self, EnforceError>
+    where
+        F: Fn(&str, usize) -> Result<Windows, EnforceError>,
+    {
+        let slots = elements(buckets) as usize * BUCKET_SLOTS;
+        Ok(Self {
+            slots: windows(SLOTS, slots * WORD)?,
+            meta: windows(META, slots * WORD)?,
+            keys: windows(KEYS, slots * 2 * WORD)?,
+            prefilter: windows(PREFILTER, PREFILTER_WORDS as usize * 2 * WORD)?,
+            state: windows(TABLE, STATE_WORDS * WORD)?,
+        })
+    }
+
+    fn all(&mut self) -> [&mut Windows; 5] {
+        [&mut self.slots, &mut self.meta, &mut self.keys, &mut self.prefilter, &mut self.state]
+    }
+
+    fn rest(&mut self) {
+        self.all().into_iter().for_each(Windows::rest);
+    }
+
+    fn check(&mut self) -> Result<(), EnforceError> {
+        match self.all().into_iter().find_map(Windows::take_failure) {
+            None => Ok(()),
+            Some(error) => {
+                Err(refused("map the ban table into memory", error.to_string(), "there is too little memory"))
+            }
+        }
+    }
+}
+
+/// What a table is made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) bans_max: usize,
+    pub(super) exact: bool,
+}
+
+/// One generation, loaded.
+#[derive(Debug)]
+pub(super) struct Buckets {
+    ebpf: Ebpf,
+    maps: Maps,
+    writer: Writer,
+    shape: Shape,
+    /// The folder of the layout, with the totals and the links.
+    pins: PathBuf,
+    generation: u32,
+    sweep_from: usize,
+    /// What had been counted when this table was copied from another.
+    copied: Vec<(Prefix, u64)>,
+    /// The kernel's jiffies when they were last asked for, which is once for every batch.
+    jiffies: u64,
+    /// Whether this batch has cleared what is over.
+    swept: bool,
+    /// Packets moved out of slots before their count could turn over.
+    carried: BTreeMap<Prefix, u64>,
+}
+
+/// Bans and allowed prefixes that move from one table to another.
+struct Content {
+    bans: Vec<Entry>,
+    allowed: Vec<Prefix>,
+}
+
+impl Buckets {
+    /// Loads the program over the pinned table, or over a new one. What is pinned of another size is moved.
+    pub(super) fn load(pins: &Path, shape: Shape) -> Result<Self, EnforceError> {
+        let buckets = buckets_for(shape.bans_max);
+        let found = generations(pins);
+        let mut adopted = None;
+        for generation in found.iter().rev() {
+            if adopted.is_none() && is_complete(&folder(pins, *generation))? {
+                adopted = Some(*generation);
+            } else {
+                remove(&folder(pins, *generation))?;
+            }
+        }
+        let Some(generation) = adopted else {
+            return Self::make(pins, 1, buckets, shape, None);
+        };
+        let mut old = Self::adopt(pins, generation, shape)?;
+        if old.writer.buckets() == buckets && old.writer.bans() <= shape.bans_max {
+            return Ok(old);
+        }
+        let content = old.content();
+        old.maps.check()?;
+        Self::make(
+            pins,
+            generation + 1,
+            buckets.max(buckets_for(content.bans.len() + content.allowed.len())),
+            shape,
+            Some(&content),
+        )
+    }
+
+    fn adopt(pins: &Path, generation: u32, shape: Shape) -> Result<Self, EnforceError> {
+        let at = folder(pins, generation);
+        let pinned = |name: &str| {
+            MapData::from_pin(at.join(name)).map_err(|error| {
+                refused(format!("open the map {}", at.join(name).display()), chain(&error), "")
+            })
+        };
+        let info = |data: &MapData| {
+            data.info().map(|info| info.max_entries()).map_err(|error: MapError| {
+                refused(format!("look at the maps in {}", at.display()), chain(&error), "")
+            })
+        };
+        let buckets = info(&pinned(SLOTS)?)?.saturating_sub(elements(0));
+        let mut state = state_of(&at)?;
+        let seed = state.load(SEED_WORD * WORD);
+        let (ebpf, mut maps) = instantiate(pins, generation, buckets, seed, shape)?;
+        let writer = Writer::adopt(&mut maps, seed, buckets, shape.bans_max);
+        let mut this = Self::around(ebpf, maps, writer, shape, pins, generation);
+        this.wake()?;
+        this.maps.check()?;
+        this.maps.rest();
+        Ok(this)
+    }
+
+    /// A new generation with this content.
+    fn make(
+        pins: &Path,
+        generation: u32,
+        buckets: u32,
+        shape: Shape,
+        content: Option<&Content>,
+    ) -> Result<Self, EnforceError> {
+        let mut buckets = buckets;
+        for _ in 0..=ANEW_MAX {
+            let seed = random()?;
+            let at = folder(pins, generation);
+            fs::create_dir_all(&at).map_err(|error| {
+                refused(format!("make the folder {}", at.display()), error.to_string(), "")
+            })?;
+            let (ebpf, mut maps) = instantiate(pins, generation, buckets, seed, shape)?;
+            let mut writer = Writer::new(seed, buckets, shape.bans_max);
+            if fill(&mut writer, &mut maps, content).is_ok() {
+                maps.store(At::State(SEED_WORD), seed);
+                maps.store(At::State(SLEPT_WORD), slept_ns());
+                maps.store(At::State(LAYOUT_WORD), LAYOUT);
+                maps.check()?;
+                maps.rest();
+                return Ok(Self::around(ebpf, maps, writer, shape, pins, generation));
+            }
+            remove(&at)?;
+            buckets = buckets.saturating_mul(2);
+        }
+        Err(refused(
+            "make room in the ban table",
+            "it is crowded at every size tried",
+            "raise `[enforce] max_bans`",
+        ))
+    }
+
+    fn around(ebpf: Ebpf, maps: Maps, writer: Writer, shape: Shape, pins: &Path, generation: u32) -> Self {
+        let (pins, carried) = (pins.to_owned(), BTreeMap::new());
+        Self {
+            ebpf,
+            maps,
+            writer,
+            shape,
+            pins,
+            generation,
+            sweep_from: 0,
+            copied: Vec::new(),
+            jiffies: 0,
+            swept: false,
+            carried,
+        }
+    }
+
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    pub(super) fn program(&mut self) -> Result<&mut Program, EnforceError> {
+        program(&mut self.ebpf, PROGRAM)
+    }
+
+    /// The maps and where they are pinned.
+    pub(super) fn pinned(&self) -> Vec<(&'static str, PathBuf)> {
+        let at = folder(&self.pins, self.generation);
+        let own = MAPS.into_iter().map(|name| (name, at.join(name)));
+        own.chain([(TOTALS, self.pins.join(TOTALS))]).collect()
+    }
+
+    /// Removes every generation but this, once the program of this one is in force.
+    pub(super) fn retire_others(&self) -> Result<(), EnforceError> {
+        for generation in generations(&self.pins) {
+            if generation != self.generation {
+                remove(&folder(&self.pins, generation))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// To be called before each batch: asks for the time.
+    pub(super) fn begin(&mut self) -> Result<(), EnforceError> {
+        let clock = program(&mut self.ebpf, CLOCK)?;
+        let fd = clock.fd().map_err(|error| refused("read the kernel's clock", chain(&error), ""))?;
+        link::run_once(fd.as_fd())
+            .map_err(|error| refused("read the kernel's clock", error.to_string(), ""))?;
+        self.jiffies = self.maps.load(At::State(JIFFIES));
+        self.swept = false;
+        self.maps.check()
+    }
+
+    fn now(&self) -> u32 {
+        (self.jiffies >> UNIT_SHIFT) as u32
+    }
+
+    /// Bans for so long, or without end. Where there is no room, the answer is a table with more, which holds this
+    /// ban too and has to take this one's place.
+    pub(super) fn ban(&mut self, held: &Held) -> Result<Option<Self>, EnforceError> {
+        let (end, now) = (end_of(held.left, self.jiffies), self.now());
+        let mut outcome = self.writer.ban(&mut self.maps, held.prefix, end, now);
+        if outcome.is_err() && !self.swept {
+            // What is over may still lie there.
+            self.swept = true;
+            self.writer.sweep(&mut self.maps, 0..self.writer.slots(), now);
+            outcome = self.writer.ban(&mut self.maps, held.prefix, end, now);
+        }
+        match outcome {
+            Ok(slot) => {
+                if held.packets > 0 {
+                    self.maps.store(At::Packets(slot), held.packets);
+                }
+                self.maps.check().map(|()| None)
+            }
+            Err(Refusal::Full) => {
+                let hint = "it is full; raise `[enforce] max_bans` and restart";
+                Err(refused("add to the ban table", format!("it holds {} bans", self.writer.bans()), hint))
+            }
+            Err(Refusal::NoRoom) => {
+                let mut anew = self.anew(1)?;
+                let nested = anew.ban(held)?;
+                Ok(Some(nested.unwrap_or(anew)))
+            }
+        }
+    }
+
+    pub(super) fn unban(&mut self, prefix: Prefix) -> Result<(), EnforceError> {
+        self.writer.unban(&mut self.maps, prefix);
+        self.carried.remove(&prefix);
+        self.maps.check()
+    }
+
+    /// As [`Self::ban`], a table that has to take this one's place.
+    pub(super) fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Self>, EnforceError> {
+        if self.writer.allow(&mut self.maps, prefixes).is_err() {
+            let mut anew = self.anew(prefixes.len())?;
+            let outcome = anew.writer.allow(&mut anew.maps, prefixes);
+            return match outcome {
+                Ok(()) => Ok(Some(anew)),
+                Err(_) => {
+                    Err(refused("add to the allowlist", "the table is crowded", "raise `[enforce] max_bans`"))
+                }
+            };
+        }
+        self.maps.check().map(|()| None)
+    }
+
+    pub(super) fn disallow(&mut self, prefix: Prefix) -> Result<Option<Self>, EnforceError> {
+        if self.writer.disallow(&mut self.maps, prefix).is_err() {
+            return self.anew(0).map(Some);
+        }
+        self.maps.check().map(|()| None)
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), EnforceError> {
+        self.writer.flush(&mut self.maps);
+        self.carried.clear();
+        self.maps.check()
+    }
+
+    pub(super) fn allowed(&self) -> Vec<Prefix> {
+        self.writer.allowed()
+    }
+
+    /// Every ban that is not over.
+    pub(super) fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
+        self.begin()?;
+        let (jiffies, now) = (self.jiffies, self.now());
+        let entries = self.writer.scan(&mut self.maps);
+        self.maps.check()?;
+        let carried = |prefix| self.carried.get(&prefix).copied().unwrap_or(0);
+        let live = entries.into_iter().filter(|entry| entry.is_ban() && entry.end > now);
+        Ok(live
+            .map(|entry| Held {
+                prefix: entry.prefix,
+                left: left_of(entry.end, jiffies),
+                packets: entry.packets + carried(entry.prefix),
+            })
+            .collect())
+    }
+
+    /// Adds what the table that this one replaced counted since it was copied.
+    pub(super) fn absorb(&mut self, old: &mut Self) -> Result<(), EnforceError> {
+        let copied: BTreeMap<Prefix, u64> = std::mem::take(&mut self.copied).into_iter().collect();
+        for entry in old.writer.scan(&mut old.maps) {
+            let since = entry.packets.saturating_sub(copied.get(&entry.prefix).copied().unwrap_or(0));
+            if since > 0 && entry.is_ban() {
+                *self.carried.entry(entry.prefix).or_default() += since;
+            }
+        }
+        old.maps.check()
+    }
+
+    /// What is to be done now and then: clears a part of the bans that are over, moves counts out before they turn
+    /// over, corrects for sleep, and lets go of memory.
+    pub(super) fn tick(&mut self) -> Result<(), EnforceError> {
+        self.wake()?;
+        self.begin()?;
+        let now = self.now();
+        let slots = self.writer.slots();
+        let end = (self.sweep_from + (slots / SWEEP_PARTS).max(SWEEP_MIN)).min(slots);
+        for slot in self.sweep_from..end {
+            let packets = self.maps.load(At::Packets(slot));
+            if packets >= PACKETS_MAX
+                && let Some(entry) = self.writer.entry(&mut self.maps, slot)
+            {
+                // What is counted between the two is lost; it is one look in two thousand million.
+                self.maps.store(At::Packets(slot), 0);
+                *self.carried.entry(entry.prefix).or_default() += packets;
+            }
+        }
+        self.writer.sweep(&mut self.maps, self.sweep_from..end, now);
+        self.sweep_from = if end == slots { 0 } else { end };
+        let done = self.maps.check();
+        self.maps.rest();
+        done
+    }
+
+    /// This table in new maps, with another seed, at least twice the size, and room for so many entries more.
+    fn anew(&mut self, more: usize) -> Result<Self, EnforceError> {
+        let content = self.content();
+        self.maps.check()?;
+        let wanted = buckets_for(content.bans.len() + content.allowed.len() + more);
+        let buckets = self.writer.buckets().saturating_mul(2).max(wanted);
+        let copied = content.bans.iter().filter(|ban| ban.packets > 0).map(|ban| (ban.prefix, ban.packets));
+        let copied = copied.collect();
+        let mut anew = Self::make(&self.pins, self.generation + 1, buckets, self.shape, Some(&content))?;
+        anew.carried = std::mem::take(&mut self.carried);
+        (anew.copied, anew.jiffies) = (copied, self.jiffies);
+        Ok(anew)
+    }
+
+    fn content(&mut self) -> Content {
+        let entries = self.writer.scan(&mut self.maps);
+        let bans = entries.into_iter().filter(Entry::is_ban).collect();
+        Content { bans, allowed: self.writer.allowed() }
+    }
+
+    /// Corrects ends for time that the machine slept since this was last done.
+    fn wake(&mut self) -> Result<(), EnforceError> {
+        let (slept, known) = (slept_ns(), self.maps.load(At::State(SLEPT_WORD)));
+        let more = slept.saturating_sub(known);
+        if more >= SLEPT_MIN_NS {
+            let units = (more / tick_ns()) >> UNIT_SHIFT;
+            self.writer.shift(&mut self.maps, u32::try_from(units).unwrap_or(u32::MAX));
+            self.maps.store(At::State(SLEPT_WORD), slept);
+        }
+        self.maps.check()
+    }
+}
+
+/// Looks into a pinned table with the program's own function.
+#[derive(Debug)]
+pub(super) struct Reader {
+    maps: RefCell<Maps>,
+    params: Params,
+}
+
+impl Reader {
+    /// Opens the newest table of those pinned there.
+    pub(super) fn open(pins: &Path) -> Result<Self, EnforceError> {
+        let generation = generations(pins).pop().unwrap_or(0);
+        let at = folder(pins, generation);
+        let failed = |cause: String| refused(format!("open the maps in {}", at.display()), cause, "");
+        let pinned = |name: &str| MapData::from_pin(at.join(name)).map_err(|error| failed(chain(&error)));
+        let elements = pinned(SLOTS)?.info().map_err(|error| failed(chain(&error)))?.max_entries();
+        let buckets = elements.saturating_sub(table::elements(0));
+        let maps = Maps::over(buckets, |name, bytes| {
+            Windows::new(pinned(name)?.fd().as_fd(), bytes).map_err(|error| failed(error.to_string()))
+        })?;
+        let maps = RefCell::new(maps);
+        let seed = maps.borrow_mut().load(At::State(SEED_WORD));
+        Ok(Self { maps, params: Params { seed, buckets, exact: true } })
+    }
+
+    pub(super) fn holds(&self, address: IpAddr) -> bool {
+        let source = match address {
+            IpAddr::V4(address) => Source::V4(address.octets()),
+            IpAddr::V6(address) => Source::V6(address.octets()),
+        };
+        table::find(&self, self.params, source).is_some()
+    }
+}
+
+/// Words of one element.
+pub(super) struct Element<'a> {
+    maps: &'a RefCell<Maps>,
+    first: fn(usize) -> At,
+    from: usize,
+}
+
+impl Words for Element<'_> {
+    fn word(&self, index: usize) -> u64 {
+        self.maps.borrow_mut().load((self.first)(self.from + index))
+    }
+}
+
+impl<'a> table::Table for &'a Reader {
+    type Words = Element<'a>;
+
+    fn bucket(&self, index: u32) -> Option<Element<'a>> {
+        Some(Element { maps: &self.maps, first: At::Slot, from: index as usize * BUCKET_SLOTS })
+    }
+
+    fn meta(&self, index: u32) -> Option<Element<'a>> {
+        Some(Element { maps: &self.maps, first: At::End, from: index as usize * BUCKET_SLOTS })
+    }
+
+    fn keys(&self, index: u32) -> Option<Element<'a>> {
+        let first = |word| At::Key(word / 2, word % 2);
+        Some(Element { maps: &self.maps, first, from: index as usize * BUCKET_SLOTS * 2 })
+    }
+
+    fn prefilter(&self, index: u32) -> Option<u64> {
+        Some(self.maps.borrow_mut().load(At::Prefilter(index as usize)))
+    }
+
+    fn state(&self) -> Option<Element<'a>> {
+        Some(Element { maps: &self.maps, first: At::State, from: 0 })
+    }
+
+    /// As the agent last heard from the kernel.
+    fn now(&self) -> u32 {
+        (self.maps.borrow_mut().load(At::State(JIFFIES)) >> UNIT_SHIFT) as u32
+    }
+}
+
+fn fill(writer: &mut Writer, maps: &mut Maps, content: Option<&Content>) -> Result<(), Refusal> {
+    let Some(content) = content else { return Ok(()) };
+    writer.allow(maps, &content.allowed)?;
+    for ban in &content.bans {
+        writer.restore(maps, ban.prefix, ban.end, ban.packets)?;
+    }
+    Ok(())
+}
+
+/// Half of the slots stay free, which is what keeps a search at one bucket.
+fn buckets_for(bans: usize) -> u32 {
+    let buckets = (bans.saturating_mul(SLOTS_PER_BAN)).div_ceil(BUCKET_SLOTS).max(BUCKETS_MIN);
+    u32::try_from(buckets).unwrap_or(u32::MAX)
+}
+
+/// Makes or opens the maps of a generation and loads both programs over them.
+fn instantiate(
+    pins: &Path,
+    generation: u32,
+    buckets: u32,
+    seed: u64,
+    shape: Shape,
+) -> Result<(Ebpf, Maps), EnforceError> {
+    let Some(object) = OBJECT else {
+        return Err(refused(
+            "load the XDP table",
+            "it was not built into this binary",
+            "build with `cargo xtask build`",
+        ));
+    };
+    let at = folder(pins, generation);
+    let exact = u32::from(shape.exact);
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, at.join(name));
+    }
+    loader.map_pin_path(TOTALS, pins.join(TOTALS));
+    for name in [SLOTS, META, KEYS] {
+        loader.map_max_entries(name, elements(buckets));
+    }
+    loader.override_global("SEED", &seed, true);
+    loader.override_global("BUCKETS", &buckets, true);
+    loader.override_global("EXACT", &exact, true);
+    let failed =
+        |what: &str, error: &dyn std::error::Error| refused(what, chain(error), attach::hint(&chain(error)));
+    let mut ebpf = loader.load(object).map_err(|error| failed("load the table's maps", &error))?;
+    for name in [PROGRAM, CLOCK] {
+        program(&mut ebpf, name)?.load().map_err(|error| failed("load the table's program", &error))?;
+    }
+    let maps = Maps::of(&ebpf, buckets)?;
+    Ok((ebpf, maps))
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, EnforceError> {
+    let program = ebpf.program_mut(name).and_then(|program| program.try_into().ok());
+    program.ok_or_else(|| {
+        refused(format!("find the program {name}"), "the built-in object has none", "build blocker again")
+    })
+}
+
+fn folder(pins: &Path, generation: u32) -> PathBuf {
+    pins.join(format!("g{generation}"))
+}
+
+/// In ascending order.
+fn generations(pins: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(pins).into_iter().flatten().flatten();
+    let mut numbers: Vec<u32> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix('g')?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Whether a generation was filled before its maker ended, and is of this layout.
+fn is_complete(at: &Path) -> Result<bool, EnforceError> {
+    if MAPS.iter().any(|name| !at.join(name).exists()) {
+        return Ok(false);
+    }
+    match state_of(at)?.load(LAYOUT_WORD * WORD) {
+        0 => Ok(false),
+        LAYOUT => Ok(true),
+        other => Err(refused(
+            format!("adopt the table in {}", at.display()),
+            format!("its layout is {other}, and this blocker knows {LAYOUT}"),
+            "run the blocker that made it, or `blocker flush` with that one first",
+        )),
+    }
+}
+
+fn state_of(at: &Path) -> Result<Windows, EnforceError> {
+    let path = at.join(TABLE);
+    let failed = |cause: String| refused(format!("open the map {}", path.display()), cause, "");
+    let data = MapData::from_pin(&path).map_err(|error| failed(chain(&error)))?;
+    Windows::new(data.fd().as_fd(), STATE_WORDS * WORD).map_err(|error| failed(error.to_string()))
+}
+
+fn remove(at: &Path) -> Result<(), EnforceError> {
+    let failed =
+        |error: io::Error| refused(format!("remove the maps in {}", at.display()), error.to_string(), "");
+    for entry in fs::read_dir(at).map_err(failed)? {
+        fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+    }
+    fs::remove_dir(at).map_err(failed)
+}
+
+fn random() -> Result<u64, EnforceError> {
+    let mut bytes = [0; 8];
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|error| refused("get a random seed", error.to_string(), ""))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+fn slept_ns() -> u64 {
+    ns(ClockId::Boottime).saturating_sub(ns(ClockId::Monotonic))
+}
+
+/// The coarse clock is set once a jiffy, so its resolution is a jiffy.
+fn tick_ns() -> u64 {
+    u64::try_from(clock_getres(ClockId::MonotonicCoarse).tv_nsec).unwrap_or(0).max(1)
+}
+
+/// The unit that a ban of this length ends with, to the nearest.
+fn end_of(left: Option<Duration>, jiffies: u64) -> u32 {
+    let Some(left) = left else { return FOREVER };
+    let ticks = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / tick_ns();
+    let unit = 1 << UNIT_SHIFT;
+    let end = jiffies.saturating_add(ticks).saturating_add(unit / 2) >> UNIT_SHIFT;
+    u32::try_from(end.max((jiffies >> UNIT_SHIFT) + 1)).unwrap_or(FOREVER).min(FOREVER - 1)
+}
+
+fn left_of(end: u32, jiffies: u64) -> Option<Duration> {
+    let ticks = (u64::from(end) << UNIT_SHIFT).saturating_sub(jiffies);
+    (end != FOREVER).then(|| Duration::from_nanos(ticks.saturating_mul(tick_ns())))
+}

@@ -1,0 +1,569 @@
+//! The one writer of the bucket table, against readers that take no lock.
+//!
+//! It knows where words are and not what they lie in ([`Memory`]), so the same code runs over the kernel's maps, over
+//! a vector in the property test, and over a memory that remembers every store in the model test, where readers are
+//! run between any two of them.
+//!
+//! **Publication order.** A store is seen before every later one.
+//! * *Insert*: the length into the list, the prefilter bits, then key, end and count of a free slot, and its
+//!   fingerprint last: whoever sees the fingerprint sees everything that belongs to it.
+//! * *Extend, shorten*: one store, of the end.
+//! * *Remove*: a tombstone over the fingerprint first, then the length out of the list. A reader that saw the old
+//!   fingerprint and then a new tenant's end looks at the fingerprint again and finds another one.
+//! * *Slots are filled without holes and never become empty again*: an empty last slot ends a reader's search, so a
+//!   fingerprint that went past it must never see it empty.
+//! * *A list of lengths* that fits one word changes by one store. A longer one only grows, last word first, so that a
+//!   length that moves is seen twice rather than not at all; it shrinks when the table is made anew.
+//! * *Prefilter bits* are only ever set one by one; stale ones cost time and are cleared by writing each word as it
+//!   should be, once enough bans are gone.
+//! * *Rehash*: into other maps, which a program reads only once they are complete; its place is taken atomically.
+//!
+//! So a ban that stands throughout a reader's run is seen by it. A reader that begins before a wider ban is made and is
+//! still running when a narrower one is lifted may see neither: it passes one packet that came in between.
+//!
+//! A ban inside an allowlisted prefix is kept under a second fingerprint that no reader asks for: it is listed, and
+//! drops nothing until the allowlist lets go of it.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use blocker_ebpf::table::{
+    BUCKET_SLOTS, EMPTY, FLAGS, FOREVER, Key, LENGTHS_PER_WORD, LENGTHS_V4, LENGTHS_V4_WORDS, LENGTHS_V6,
+    LENGTHS_V6_WORDS, PASSES, PREFILTER_V4_MIN, PREFILTER_V6_MIN, PREFILTER_WORDS, PROBES_MAX, SKIP_V4,
+    SKIP_V6, TOMBSTONE, elements, home, prefilter_v4, prefilter_v6,
+};
+
+use crate::net::Prefix;
+
+/// A word, or half of one, of the table's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum At {
+    Slot(usize),
+    /// The low half of a word of the meta map.
+    End(usize),
+    /// The high half.
+    Packets(usize),
+    Key(usize, usize),
+    Prefilter(usize),
+    State(usize),
+}
+
+/// The table's maps. What is stored is seen in the order it was stored in.
+pub(super) trait Memory {
+    fn load(&mut self, at: At) -> u64;
+    fn store(&mut self, at: At, value: u64);
+}
+
+/// Why a ban was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// As many bans as there may be are in force.
+    Full,
+    /// Every slot it could lie in is taken: the table must be made anew.
+    NoRoom,
+}
+
+/// An entry as it lies in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) slot: usize,
+    pub(super) prefix: Prefix,
+    pub(super) end: u32,
+    pub(super) packets: u64,
+    /// Under the fingerprint that no reader asks for.
+    is_dormant: bool,
+}
+
+impl Entry {
+    pub(super) fn is_ban(&self) -> bool {
+        self.end != PASSES
+    }
+}
+
+/// Bits that no ban needs before the prefilter is written anew, beside as many as there are bans.
+const STALE_MIN: usize = 4_096;
+
+/// What is known of a table beside its words; all of it can be had from them.
+#[derive(Debug)]
+pub(super) struct Writer {
+    seed: u64,
+    buckets: u32,
+    bans_max: usize,
+    bans: usize,
+    allowed: BTreeSet<Prefix>,
+    v4: Lengths,
+    v6: Lengths,
+    /// Bans removed since the prefilter was right.
+    stale: usize,
+}
+
+/// How many entries of each length, and the list as readers see it.
+#[derive(Debug)]
+struct Lengths {
+    counts: Vec<u32>,
+    /// How many of them are bans that the prefilter cannot hold.
+    wide: u32,
+    /// What the list holds: all in use and perhaps some that were.
+    listed: BTreeSet<u8>,
+    at: usize,
+    words: usize,
+}
+
+impl Lengths {
+    fn new(length_max: usize, at: usize, words: usize) -> Self {
+        Self { counts: vec![0; length_max + 1], wide: 0, listed: BTreeSet::new(), at, words }
+    }
+
+    fn is_used(&self, length: u8) -> bool {
+        self.counts.get(usize::from(length)).is_some_and(|count| *count > 0)
+    }
+
+    fn packed(&self) -> Vec<u64> {
+        let lengths: Vec<u8> = self.listed.iter().rev().copied().collect();
+        let mut words: Vec<u64> = lengths
+            .chunks(LENGTHS_PER_WORD)
+            .map(|chunk| chunk.iter().rev().fold(0, |word, length| word << 8 | (u64::from(*length) + 1)))
+            .collect();
+        words.resize(self.words, 0);
+        words
+    }
+
+    fn publish(&mut self, memory: &mut impl Memory) {
+        for (index, word) in self.packed().into_iter().enumerate().rev() {
+            let at = At::State(self.at + index);
+            if memory.load(at) != word {
+                memory.store(at, word);
+            }
+        }
+    }
+
+    fn add(&mut self, memory: &mut impl Memory, length: u8) {
+        if let Some(count) = self.counts.get_mut(usize::from(length)) {
+            *count += 1;
+        }
+        if self.listed.insert(length) {
+            self.publish(memory);
+        }
+    }
+
+    fn remove(&mut self, memory: &mut impl Memory, length: u8) {
+        if let Some(count) = self.counts.get_mut(usize::from(length)) {
+            *count = count.saturating_sub(1);
+        }
+        if self.is_used(length) || self.listed.len() > LENGTHS_PER_WORD {
+            return;
+        }
+        let unused: Vec<u8> = self.listed.iter().copied().filter(|length| !self.is_used(*length)).collect();
+        for length in unused {
+            self.listed.remove(&length);
+        }
+        self.publish(memory);
+    }
+}
+
+/// The key of a prefix.
+fn key_of(prefix: Prefix) -> Key {
+    let length = prefix.length().into();
+    match prefix.address() {
+        IpAddr::V4(address) => Key::v4(address.to_bits(), length),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            Key::v6((bits >> 64) as u64, bits as u64, length)
+        }
+    }
+}
+
+/// What stands for a prefix in a slot; dormant, what no reader looks for.
+fn fingerprint(prefix: Prefix, seed: u64, is_dormant: bool) -> u64 {
+    let key = key_of(prefix);
+    match prefix.address() {
+        _ if !is_dormant => key.fingerprint(seed),
+        // Bits that no reader sets: above an IPv4 address, in the host part, and a code of no length.
+        IpAddr::V4(_) => Key { low: key.low | 1 << 55, ..key }.fingerprint(seed),
+        IpAddr::V6(_) if prefix.is_host() => Key { code: key.code | 0xff, ..key }.fingerprint(seed),
+        IpAddr::V6(_) => Key { low: key.low | 1, ..key }.fingerprint(seed),
+    }
+}
+
+impl Writer {
+    /// A writer of a table that is empty.
+    pub(super) fn new(seed: u64, buckets: u32, bans_max: usize) -> Self {
+        Self {
+            seed,
+            buckets,
+            bans_max,
+            bans: 0,
+            allowed: BTreeSet::new(),
+            v4: Lengths::new(32, LENGTHS_V4, LENGTHS_V4_WORDS),
+            v6: Lengths::new(128, LENGTHS_V6, LENGTHS_V6_WORDS),
+            stale: 0,
+        }
+    }
+
+    /// A writer of a table that another process wrote, and what that one was in the middle of is brought to an end.
+    pub(super) fn adopt(memory: &mut impl Memory, seed: u64, buckets: u32, bans_max: usize) -> Self {
+        let mut this = Self::new(seed, buckets, bans_max);
+        for lengths in [&mut this.v4, &mut this.v6] {
+            for index in 0..lengths.words {
+                let word = memory.load(At::State(lengths.at + index)).to_le_bytes();
+                lengths.listed.extend(word.into_iter().filter_map(|byte| byte.checked_sub(1)));
+            }
+        }
+        for entry in this.scan(memory) {
+            this.count(memory, entry.prefix, entry.is_ban());
+            if !entry.is_ban() {
+                this.allowed.insert(entry.prefix);
+            }
+        }
+        let allowed: Vec<Prefix> = this.allowed.iter().copied().collect();
+        if this.settle(memory, &allowed).is_err() {
+            // There is always room for what lies there already, in the slot it frees.
+            this.stale = usize::MAX;
+        }
+        this
+    }
+
+    pub(super) fn buckets(&self) -> u32 {
+        self.buckets
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        elements(self.buckets) as usize * BUCKET_SLOTS
+    }
+
+    pub(super) fn bans(&self) -> usize {
+        self.bans
+    }
+
+    pub(super) fn allowed(&self) -> Vec<Prefix> {
+        self.allowed.iter().copied().collect()
+    }
+
+    /// Everything in the table.
+    pub(super) fn scan(&self, memory: &mut impl Memory) -> Vec<Entry> {
+        (0..self.slots()).filter_map(|slot| self.entry(memory, slot)).collect()
+    }
+
+    /// What lies in a slot. The key says all but the length, and the fingerprint which length it is.
+    pub(super) fn entry(&self, memory: &mut impl Memory, slot: usize) -> Option<Entry> {
+        let found = memory.load(At::Slot(slot));
+        if found <= TOMBSTONE {
+            return None;
+        }
+        let (high, low) = (memory.load(At::Key(slot, 0)), memory.load(At::Key(slot, 1)));
+        let bits = u128::from(high) << 64 | u128::from(low);
+        let (address, lengths) = if high == 0 && low >> 32 == 0xffff {
+            (IpAddr::V4((low as u32).into()), &self.v4)
+        } else {
+            (IpAddr::V6(bits.into()), &self.v6)
+        };
+        lengths.listed.iter().rev().find_map(|length| {
+            let prefix = Prefix::new(address, *length)?;
+            let is_dormant = [false, true]
+                .into_iter()
+                .find(|is_dormant| fingerprint(prefix, self.seed, *is_dormant) == found)?;
+            let (end, packets) = (memory.load(At::End(slot)) as u32, memory.load(At::Packets(slot)));
+            Some(Entry { slot, prefix, end, packets, is_dormant })
+        })
+    }
+
+    /// Bans until `end`, or sets the end of a ban; says in which slot.
+    pub(super) fn ban(
+        &mut self,
+        memory: &mut impl Memory,
+        prefix: Prefix,
+        end: u32,
+        now: u32,
+    ) -> Result<usize, Refusal> {
+        let is_dormant = self.is_allowed(prefix);
+        let print = fingerprint(prefix, self.seed, is_dormant);
+        let free = match self.locate(memory, print) {
+            Located::At(slot) => {
+                if memory.load(At::End(slot)) as u32 <= now {
+                    memory.store(At::Packets(slot), 0);
+                }
+                memory.store(At::End(slot), end.into());
+                return Ok(slot);
+            }
+            Located::Free(slot) if self.bans < self.bans_max => slot,
+            Located::Free(_) => return Err(Refusal::Full),
+            Located::NoRoom if self.bans < self.bans_max => return Err(Refusal::NoRoom),
+            Located::NoRoom => return Err(Refusal::Full),
+        };
+        self.count(memory, prefix, true);
+        self.fill(memory, free, prefix, print, end, 0);
+        Ok(free)
+    }
+
+    /// Puts a ban with its count where there is none of this prefix: for a table that is made anew.
+    pub(super) fn restore(
+        &mut self,
+        memory: &mut impl Memory,
+        prefix: Prefix,
+        end: u32,
+        packets: u64,
+    ) -> Result<(), Refusal> {
+        let print = fingerprint(prefix, self.seed, self.is_allowed(prefix));
+        let Located::Free(slot) = self.locate(memory, print) else { return Err(Refusal::NoRoom) };
+        self.count(memory, prefix, true);
+        self.fill(memory, slot, prefix, print, end, packets);
+        Ok(())
+    }
+
+    /// Ends a ban; says whether there was one.
+    pub(super) fn unban(&mut self, memory: &mut impl Memory, prefix: Prefix) -> bool {
+        let slot = [false, true].into_iter().find_map(|is_dormant| {
+            let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, is_dormant)) else {
+                return None;
+            };
+            (memory.load(At::End(slot)) != u64::from(PASSES)).then_some(slot)
+        });
+        if let Some(slot) = slot {
+            memory.store(At::Slot(slot), TOMBSTONE);
+            self.uncount(memory, prefix, true);
+        }
+        slot.is_some()
+    }
+
+    /// Lets these pass, whatever bans cover them.
+    pub(super) fn allow(&mut self, memory: &mut impl Memory, prefixes: &[Prefix]) -> Result<(), Refusal> {
+        let fresh: Vec<Prefix> =
+            prefixes.iter().copied().filter(|prefix| self.allowed.insert(*prefix)).collect();
+        let done = self.settle(memory, &fresh).and_then(|()| {
+            for prefix in &fresh {
+                let print = fingerprint(*prefix, self.seed, false);
+                match self.locate(memory, print) {
+                    Located::At(_) => continue,
+                    Located::NoRoom => return Err(Refusal::NoRoom),
+                    Located::Free(slot) => {
+                        self.count(memory, *prefix, false);
+                        self.fill(memory, slot, *prefix, print, PASSES, 0);
+                    }
+                }
+            }
+            Ok(())
+        });
+        if done.is_err() {
+            for prefix in &fresh {
+                self.allowed.remove(prefix);
+            }
+            // Bans that were laid to sleep are woken; where one finds no room, the caller makes the table anew.
+            let _refused_anyway = self.settle(memory, &fresh);
+        }
+        done
+    }
+
+    /// Lets a prefix pass no longer.
+    pub(super) fn disallow(&mut self, memory: &mut impl Memory, prefix: Prefix) -> Result<(), Refusal> {
+        if !self.allowed.remove(&prefix) {
+            return Ok(());
+        }
+        if let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, false)) {
+            memory.store(At::Slot(slot), TOMBSTONE);
+            self.uncount(memory, prefix, false);
+        }
+        self.settle(memory, &[prefix])
+    }
+
+    /// Ends every ban.
+    pub(super) fn flush(&mut self, memory: &mut impl Memory) {
+        for entry in self.scan(memory) {
+            if entry.is_ban() {
+                memory.store(At::Slot(entry.slot), TOMBSTONE);
+                self.uncount(memory, entry.prefix, true);
+            }
+        }
+        self.mark_anew(memory);
+    }
+
+    /// Clears what is over in these slots, and writes the prefilter anew where that pays.
+    pub(super) fn sweep(&mut self, memory: &mut impl Memory, slots: std::ops::Range<usize>, now: u32) {
+        for slot in slots {
+            let end = memory.load(At::End(slot)) as u32;
+            if end > now || end == PASSES || memory.load(At::Slot(slot)) <= TOMBSTONE {
+                continue;
+            }
+            if let Some(entry) = self.entry(memory, slot) {
+                memory.store(At::Slot(slot), TOMBSTONE);
+                self.uncount(memory, entry.prefix, true);
+            }
+        }
+        if self.stale > self.bans.max(STALE_MIN) {
+            self.mark_anew(memory);
+        }
+    }
+
+    /// Brings ends forward by time that the machine slept.
+    pub(super) fn shift(&mut self, memory: &mut impl Memory, units: u32) {
+        for slot in 0..self.slots() {
+            let end = memory.load(At::End(slot)) as u32;
+            if memory.load(At::Slot(slot)) > TOMBSTONE && end != PASSES && end != FOREVER {
+                memory.store(At::End(slot), end.saturating_sub(units).max(1).into());
+            }
+        }
+    }
+
+    fn is_allowed(&self, prefix: Prefix) -> bool {
+        self.allowed.iter().any(|allowed| allowed.covers(prefix))
+    }
+
+    /// Moves the bans inside these prefixes to the fingerprint that is theirs now.
+    fn settle(&mut self, memory: &mut impl Memory, within: &[Prefix]) -> Result<(), Refusal> {
+        if self.bans == 0 || within.is_empty() {
+            return Ok(());
+        }
+        for entry in self.scan(memory) {
+            let is_within = within.iter().any(|prefix| prefix.covers(entry.prefix));
+            let is_dormant = self.is_allowed(entry.prefix);
+            if !entry.is_ban() || !is_within || entry.is_dormant == is_dormant {
+                continue;
+            }
+            let print = fingerprint(entry.prefix, self.seed, is_dormant);
+            match self.locate(memory, print) {
+                // The other half of a move that was cut short.
+                Located::At(_) => self.uncount(memory, entry.prefix, true),
+                Located::Free(slot) => {
+                    self.fill(memory, slot, entry.prefix, print, entry.end, entry.packets);
+                }
+                Located::NoRoom => return Err(Refusal::NoRoom),
+            }
+            memory.store(At::Slot(entry.slot), TOMBSTONE);
+        }
+        Ok(())
+    }
+
+    fn locate(&self, memory: &mut impl Memory, print: u64) -> Located {
+        if print <= TOMBSTONE {
+            return Located::NoRoom;
+        }
+        let first = home(print, self.buckets);
+        let mut free = None;
+        for bucket in first..first + PROBES_MAX {
+            for place in 0..BUCKET_SLOTS {
+                let slot = bucket as usize * BUCKET_SLOTS + place;
+                match memory.load(At::Slot(slot)) {
+                    EMPTY => return Located::Free(free.unwrap_or(slot)),
+                    TOMBSTONE => free = free.or(Some(slot)),
+                    found if found == print => return Located::At(slot),
+                    _ => {}
+                }
+            }
+        }
+        free.map_or(Located::NoRoom, Located::Free)
+    }
+
+    fn fill(
+        &self,
+        memory: &mut impl Memory,
+        slot: usize,
+        prefix: Prefix,
+        print: u64,
+        end: u32,
+        packets: u64,
+    ) {
+        let [first, second] = key_of(prefix).stored();
+        memory.store(At::Key(slot, 0), first);
+        memory.store(At::Key(slot, 1), second);
+        memory.store(At::End(slot), end.into());
+        memory.store(At::Packets(slot), packets);
+        memory.store(At::Slot(slot), print);
+    }
+
+    /// An entry is about to be written.
+    fn count(&mut self, memory: &mut impl Memory, prefix: Prefix, is_ban: bool) {
+        self.lengths(prefix).add(memory, prefix.length());
+        if !is_ban {
+            return;
+        }
+        self.bans += 1;
+        match marks(prefix, self.seed) {
+            Some(bits) => set(memory, bits),
+            None => {
+                self.lengths(prefix).wide += 1;
+                self.publish_flags(memory);
+            }
+        }
+    }
+
+    /// An entry was removed.
+    fn uncount(&mut self, memory: &mut impl Memory, prefix: Prefix, is_ban: bool) {
+        self.lengths(prefix).remove(memory, prefix.length());
+        if !is_ban {
+            return;
+        }
+        self.bans = self.bans.saturating_sub(1);
+        self.stale = self.stale.saturating_add(1);
+        if marks(prefix, self.seed).is_none() {
+            let lengths = self.lengths(prefix);
+            lengths.wide = lengths.wide.saturating_sub(1);
+            self.publish_flags(memory);
+        }
+    }
+
+    fn lengths(&mut self, prefix: Prefix) -> &mut Lengths {
+        if prefix.address().is_ipv4() { &mut self.v4 } else { &mut self.v6 }
+    }
+
+    fn publish_flags(&self, memory: &mut impl Memory) {
+        let v4 = if self.v4.wide > 0 { SKIP_V4 } else { 0 };
+        let v6 = if self.v6.wide > 0 { SKIP_V6 } else { 0 };
+        memory.store(At::State(FLAGS), v4 | v6);
+    }
+
+    /// Writes each word of the prefilter as the bans there are want it.
+    fn mark_anew(&mut self, memory: &mut impl Memory) {
+        let mut words = vec![0_u64; 2 * PREFILTER_WORDS as usize];
+        for entry in self.scan(memory) {
+            if entry.is_ban() {
+                for bit in marks(entry.prefix, self.seed).into_iter().flatten() {
+                    if let Some(word) = words.get_mut(bit as usize / 64) {
+                        *word |= 1 << (bit % 64);
+                    }
+                }
+            }
+        }
+        for (index, word) in words.into_iter().enumerate() {
+            if memory.load(At::Prefilter(index)) != word {
+                memory.store(At::Prefilter(index), word);
+            }
+        }
+        self.stale = 0;
+    }
+}
+
+enum Located {
+    At(usize),
+    /// It is nowhere, and may lie here.
+    Free(usize),
+    NoRoom,
+}
+
+/// The prefilter's bits for a ban; `None` where it is too wide for them.
+fn marks(prefix: Prefix, seed: u64) -> Option<std::ops::RangeInclusive<u32>> {
+    let length = prefix.length();
+    match prefix.address() {
+        IpAddr::V4(_) if length < PREFILTER_V4_MIN => None,
+        IpAddr::V4(address) => {
+            let first = prefilter_v4(address.to_bits());
+            Some(first..=first + ((1 << 24_u8.saturating_sub(length)) - 1))
+        }
+        IpAddr::V6(_) if length < PREFILTER_V6_MIN => None,
+        IpAddr::V6(address) => {
+            let bit = prefilter_v6((address.to_bits() >> 64) as u64, seed);
+            Some(bit..=bit)
+        }
+    }
+}
+
+fn set(memory: &mut impl Memory, bits: std::ops::RangeInclusive<u32>) {
+    for index in bits.start() / 64..=bits.end() / 64 {
+        let first = (*bits.start()).max(index * 64) % 64;
+        let last = (*bits.end()).min(index * 64 + 63) % 64;
+        let mask = u64::MAX << first & u64::MAX >> (63 - last);
+        let at = At::Prefilter(index as usize);
+        let word = memory.load(at);
+        if word & mask != mask {
+            memory.store(at, word | mask);
+        }
+    }
+}
