@@ -11,9 +11,10 @@ use std::{
 
 use blocker::{
     allowlist::PrefixSet,
-    enforce::sockets::{self, Closed},
-    net::Prefix,
+    enforce::sockets::{self, Closed, Trouble},
+    net::{Prefix, Scope},
 };
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use xtask::lab::{
     Netns, Scratch,
     agent::{Agent, Backend},
@@ -226,6 +227,23 @@ fn who_is_connected_is_listed_once() {
     let expected: Vec<IpAddr> =
         ["198.51.100.66", "198.51.100.67", "2001:db8:66::66"].map(|text| text.parse().unwrap()).into();
     assert_eq!((remotes, all), (expected, true));
+}
+
+#[test]
+fn without_the_capability_it_says_which_is_missing() {
+    let Some(town) = Town::new("without_the_capability_it_says_which_is_missing") else { return };
+    let listener = town.listen(&format!("{HOST_V4}:0"));
+    let mut his = town.connect(&listener, ATTACKER, HOST_V4);
+    let outcome = town.lan.host.enter(|| {
+        // Of this thread alone.
+        let mut mine = capabilities(None).unwrap();
+        mine.effective.remove(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, mine).unwrap();
+        sockets::close(&[(Scope::ALL, set(&["198.51.100.66"]))].into(), &set(&[]))
+    });
+    let Err(Trouble::Lacking(error)) = outcome else { panic!("{outcome:?}") };
+    assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    assert!(his.lives());
 }
 
 #[test]

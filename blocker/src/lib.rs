@@ -42,6 +42,12 @@
 //! 7. No line is counted twice or lost when the agent is killed: what was counted is kept with how far was read
 //!    (`who_is_killed_at_any_instant_bans_as_who_never_is`, `no_sequence_of_actions_loses_doubles_or_cuts_a_line`,
 //!    `sigkill_at_any_instant_loses_no_failure_and_counts_none_twice`).
+//! 8. What is dropped depends on the source alone, whatever the frame looks like, and ARP, neighbour discovery and DHCP
+//!    pass (`the_xdp_program_says_what_the_parser_says`,
+//!    `nftables_says_what_the_parser_says_of_all_that_the_stack_accepts`).
+//! 9. Enforcement has no gap: not while the agent is away, and not while programs, tables or the agent are swapped
+//!    (`no_packet_of_a_banned_source_passes_while_programs_and_tables_are_swapped`,
+//!    `no_packet_of_a_banned_source_passes_while_the_agent_is_killed_and_started`).
 //!
 //! Not held yet: that no untrusted byte is parsed by a process with a capability. The agent is one process.
 

@@ -475,6 +475,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lacking_is_told_from_what_may_pass() {
+        for (errno, lacking) in [
+            (Errno::OPNOTSUPP, "CONFIG_INET_DIAG_DESTROY"),
+            (Errno::NOENT, "CONFIG_INET_DIAG"),
+            (Errno::PERM, "CAP_NET_ADMIN"),
+            (Errno::AFNOSUPPORT, "sandbox"),
+            (Errno::NOBUFS, ""),
+            (Errno::MFILE, ""),
+        ] {
+            match trouble(DESTROY, errno) {
+                Trouble::Lacking(error) => {
+                    assert!(!lacking.is_empty() && error.hint.contains(lacking), "{error}");
+                }
+                Trouble::Passing(error) => assert!(lacking.is_empty(), "{error}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_kind_is_listed_only_where_it_can_hold_a_banned_source() {
         assert_eq!(filter(KINDS[0], &set(&["2001:db8::/32"])), None);
         assert!(filter(KINDS[1], &set(&["10.0.0.0/8"])).is_some(), "IPv4-mapped");
