@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use super::{Netns, Process, Scratch, journald::Journald, run, shown, wait_for};
 
+/// How long an agent may take to start; an emulated machine is slow.
+pub const START_TIME_MAX: Duration = Duration::from_secs(40);
+
 /// How bans reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Backend {
@@ -135,7 +138,7 @@ impl<'a> Agent<'a> {
     /// Starts it and waits until it answers; its own log goes to `agent.log` in the scratch folder.
     ///
     /// # Errors
-    /// With the agent's log, when it does not answer in 10 seconds.
+    /// With the agent's log, when it does not answer within [`START_TIME_MAX`].
     pub fn start(&mut self, binary: &Path) -> Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.folder.join("agent.log"))?;
         self.write_config()?;
@@ -185,7 +188,7 @@ impl<'a> Agent<'a> {
     }
 
     fn answers(&mut self, binary: &Path) -> Result<()> {
-        let answered = wait_for(Duration::from_secs(10), || {
+        let answered = wait_for(START_TIME_MAX, || {
             let running = self.process.as_mut().is_some_and(Process::is_running);
             if !running { Some(false) } else { self.json(binary, &["status"]).ok().map(|_| true) }
         });

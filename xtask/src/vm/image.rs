@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufWriter, Write},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -44,6 +45,8 @@ pub(super) fn write(to: &Path, tested: &Tested, kernel: &KernelFiles, tools: &To
     }
     guest.program(&tools.kmod(), Path::new("/sbin/modprobe"), tools.command(Path::new("ldd")))?;
     guest.stripped(&tested.agent, Path::new("/bin/blocker"))?;
+    // Where the test binaries were compiled to look for it.
+    guest.archive.file(Path::new("/agent-path"), 0o644, tested.agent.as_os_str().as_bytes())?;
     for (name, binary) in &tested.suites {
         guest.stripped(binary, &Path::new("/suites").join(name))?;
     }

@@ -11,6 +11,9 @@ mount -t tmpfs tmpfs /tmp
 mkdir -p /dev/shm
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+agent=$(cat /agent-path)
+mkdir -p "${agent%/*}"
+ln -s /bin/blocker "$agent"
 exec </dev/null >/dev/ttyS1 2>&1
 stty -onlcr -F /dev/ttyS1
 # By its whole path: busybox has an ip of its own, which its shell would take.
@@ -39,11 +42,10 @@ for trial in /trials/*; do
     blocker run --config "$trial/blocker.toml" >/tmp/agent.log 2>&1 &
     agent=$!
     status=1
+    # It is degraded until the ledger's bans are in the kernel.
     for _ in $(seq 100); do
-        if blocker --json --socket /run/blocker/blocker.sock status >/tmp/status 2>/tmp/status.error; then
-            status=0
-            break
-        fi
+        blocker --json --socket /run/blocker/blocker.sock status >/tmp/status 2>/tmp/status.error && status=0
+        [ $status = 0 ] && grep -q '"health": *"ok"' /tmp/status && break
         kill -0 $agent 2>/dev/null || break
         sleep 0.2
     done

@@ -69,7 +69,7 @@ impl fmt::Display for Kernel {
 }
 
 /// The test binaries that a guest runs.
-const SUITES: [&str; 3] = ["enforcers", "xdp_program", "nftables"];
+const SUITES: [&str; 5] = ["enforcers", "xdp_program", "nftables", "frames", "connections"];
 
 /// One start of the agent in a guest, to see what it makes of the kernel.
 struct Trial {
