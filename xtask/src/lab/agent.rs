@@ -190,7 +190,14 @@ impl<'a> Agent<'a> {
     fn answers(&mut self, binary: &Path) -> Result<()> {
         let answered = wait_for(START_TIME_MAX, || {
             let running = self.process.as_mut().is_some_and(Process::is_running);
-            if !running { Some(false) } else { self.json(binary, &["status"]).ok().map(|_| true) }
+            if !running {
+                return Some(false);
+            }
+            // Asking costs a process; not before there is somebody to ask.
+            if !self.socket().exists() {
+                return None;
+            }
+            self.json(binary, &["status"]).ok().map(|_| true)
         });
         if answered == Some(true) {
             return Ok(());

@@ -19,6 +19,8 @@ stty -onlcr -F /dev/ttyS1
 # By its whole path: busybox has an ip of its own, which its shell would take.
 ip=/bin/ip
 $ip link set lo up
+# The machine ends even if nobody is left to end it.
+(sleep "$RUN_SECONDS" && poweroff -f) &
 echo "@@ booted $(uname -r)"
 
 # What each process may take at most; the host has its own time-out for all together.
