@@ -88,6 +88,9 @@ enum Verb {
         /// Which; all when none is named.
         #[arg(value_enum)]
         kernels: Vec<vm::Kernel>,
+        /// A test binary, as in `--suite nftables`; all of them when none is named.
+        #[arg(long = "suite", value_name = "NAME")]
+        suites: Vec<String>,
     },
     /// Prints figures as ratios within one run.
     Bench {
@@ -124,7 +127,7 @@ fn run_verb(verb: Verb) -> anyhow::Result<()> {
         Verb::Conformance { fail2ban, json } => conformance::run(fail2ban.as_deref(), json),
         Verb::Fuzz { target: Some(fuzz::Target::Mutants), count, seed, .. } => fuzz::mutants(count, seed),
         Verb::Fuzz { target, seconds, .. } => fuzz::run(target, seconds),
-        Verb::Vm { kernels } => vm::run(&kernels),
+        Verb::Vm { kernels, suites } => vm::run(&kernels, &suites),
         Verb::Bench { which, args } => bench::run(&which, &args),
     }
 }

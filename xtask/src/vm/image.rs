@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    TRIALS,
+    LEFT_OUT, TRIALS,
     cpio::Archive,
     packages::{KernelFiles, Tools},
 };
@@ -50,6 +50,8 @@ pub(super) fn write(to: &Path, tested: &Tested, kernel: &KernelFiles, tools: &To
     for (name, binary) in &tested.suites {
         guest.stripped(binary, &Path::new("/suites").join(name))?;
     }
+    let left_out = LEFT_OUT.map(|test| format!("--skip {test}")).join(" ");
+    guest.archive.file(Path::new("/left-out"), 0o644, left_out.as_bytes())?;
     for (number, trial) in TRIALS.iter().enumerate() {
         let folder = PathBuf::from(format!("/trials/{number}"));
         guest.archive.file(&folder.join("name"), 0o644, trial.name.as_bytes())?;
