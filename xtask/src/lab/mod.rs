@@ -324,6 +324,10 @@ impl Drop for Scratch {
     }
 }
 
+/// In the reason of a skipped test: it is the kernel that has less to offer, so the test is not missing on a machine
+/// that could run it.
+pub const KERNEL_LACKS: &str = "this kernel lacks";
+
 /// Says that a test was skipped and why: on stderr, and in the file named by `BLOCKER_SKIPS`, which
 /// `cargo xtask test` counts.
 pub fn skipped(test: &str, reason: &str) {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::test::{Counts, result_line};
+use crate::{
+    lab::KERNEL_LACKS,
+    test::{Counts, result_line},
+};
 
 /// Lines kept of what was said last, for a guest that ends early.
 const TAIL_LINES: usize = 30;
@@ -30,6 +33,8 @@ pub(super) struct Suite {
     pub(super) failed: Vec<String>,
     /// What was skipped, and why.
     pub(super) skipped: Vec<String>,
+    /// What the kernel has not got, so that there was nothing to be tested.
+    pub(super) lacking: Vec<String>,
     /// What was printed, for when something failed.
     pub(super) output: Vec<String>,
     /// The process's exit status, once it ended.
@@ -138,8 +143,13 @@ impl Transcript {
         let of = self.suites.values_mut().find(|suite| suite.passed.iter().any(|passed| passed == name));
         if let Some(suite) = of {
             suite.counts.passed = suite.counts.passed.saturating_sub(1);
-            suite.counts.skipped += 1;
-            suite.skipped.push(test.to_owned());
+            suite.passed.retain(|passed| passed != name);
+            if test.contains(KERNEL_LACKS) {
+                suite.lacking.push(test.to_owned());
+            } else {
+                suite.counts.skipped += 1;
+                suite.skipped.push(test.to_owned());
+            }
         }
     }
 }
@@ -176,15 +186,18 @@ noise
 @@ booted 6.1.0-50-cloud-amd64
 @@ suite enforcers
 
-running 3 tests
+running 5 tests
 test one ... ok
 test two ... FAILED
 test three ... ok
+test four ... ok
+test five ... ok
 why it failed
-test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.08s
+test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.08s
 
 @@ ended enforcers 101
-SKIPPED: three: the kernel has none
+SKIPPED: three: `ip` is missing
+SKIPPED: four: this kernel lacks a flag (Linux 6.9)
 @@ suite hangs
 running 1 test
 @@ ended hangs 137
@@ -206,9 +219,11 @@ no nf_tables
         assert!(transcript.is_complete());
         assert_eq!(transcript.release, "6.1.0-50-cloud-amd64");
         let suite = &transcript.suites["enforcers"];
-        assert_eq!(suite.counts, Counts { passed: 1, failed: 1, skipped: 1 });
+        assert_eq!(suite.counts, Counts { passed: 2, failed: 1, skipped: 1 });
         assert_eq!((&suite.failed[..], suite.status), (&["two".to_owned()][..], Some(101)));
-        assert_eq!(suite.skipped, ["three: the kernel has none"]);
+        assert_eq!(suite.skipped, ["three: `ip` is missing"]);
+        assert_eq!(suite.lacking, ["four: this kernel lacks a flag (Linux 6.9)"]);
+        assert_eq!(suite.passed, ["one", "five"]);
         assert!(suite.output.contains(&"why it failed".to_owned()) && !suite.is_good());
         assert!(!transcript.suites["hangs"].is_good(), "killed");
         let [(first, Outcome::Runs(status)), (second, Outcome::Refused(why))] = &transcript.trials[..] else {
