@@ -3,6 +3,7 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,10 +12,12 @@ use blocker::{
         Enforcer, Health, Keep,
         nft::{Nft, Options},
     },
-    engine::Change,
+    engine::{Change, Command, Engine, Event, Input, Kept, Reading, Request, RequestId, SourceId},
+    filter::{Dialect, Filter, FilterSpec, Pattern, Place},
     ledger::{Ban, Origin},
     net::{Prefix, Scope},
-    time::{Timestamp, Until},
+    policy::{Jail, Limits, Policy, SourceSpec},
+    time::{BanTime, Timestamp, Until},
 };
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use xtask::lab::{Netns, Scratch, missing, probe, skipped, wait_for};
@@ -22,6 +25,9 @@ use xtask::lab::{Netns, Scratch, missing, probe, skipped, wait_for};
 const HOST: &str = "198.51.100.1";
 const PEER: &str = "198.51.100.2";
 const BANS_MAX: usize = 1_000;
+/// Bans of a table that is soon full, and how many of them by hand.
+const FULL: usize = 100;
+const MANUAL: usize = 20;
 
 fn now() -> Timestamp {
     Timestamp::EPOCH.saturating_add(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap())
@@ -242,11 +248,15 @@ fn a_strangers_table_of_our_name_is_left_alone() {
         let error = host.enter(|| Nft::open(BANS_MAX).unwrap_err());
         let said = error.to_string();
         assert!(said.contains("not blocker's") && said.contains("nft delete table inet blocker"), "{said}");
+        host.enter(Nft::remove).unwrap();
         assert_eq!(host.run("nft", &["list", "ruleset"]).unwrap(), before, "untouched");
         host.run("nft", &["delete", "table", "inet", "blocker"]).unwrap();
     }
     host.run("nft", &["add", "table", "inet", "blocker"]).unwrap();
-    open(&host, BANS_MAX);
+    drop(open(&host, BANS_MAX));
+    host.enter(Nft::remove).unwrap();
+    assert_eq!(host.run("nft", &["list", "ruleset"]).unwrap(), "");
+    host.enter(Nft::remove).unwrap();
 }
 
 #[test]
@@ -277,6 +287,76 @@ fn what_nft_lists_it_can_load_again() {
         other.run("nft", &["-f", saved.to_str().unwrap()]).unwrap();
         assert_eq!(other.run("nft", &["list", "ruleset"]).unwrap(), listed);
     }
+}
+
+#[test]
+fn a_ledger_that_is_full_and_the_kernel_agree_on_who_gave_way() {
+    if skips("a_ledger_that_is_full_and_the_kernel_agree_on_who_gave_way") {
+        return;
+    }
+    let (host, _peer) = wired();
+    let mut nft = open(&host, FULL);
+    let pattern = Pattern { text: "^failed login from <ADDR>$".to_owned(), at: Place::default() };
+    let filter = FilterSpec {
+        name: "test".to_owned(),
+        dialect: Dialect::Native,
+        failregex: vec![pattern],
+        ..FilterSpec::default()
+    };
+    let jail = Jail {
+        name: "test".into(),
+        sources: vec![SourceId(0)],
+        filters: vec![Arc::new(Filter::compile(filter).unwrap())],
+        maxretry: 1,
+        bantime: BanTime::For(Duration::from_secs(600)),
+        ..Jail::default()
+    };
+    let policy = Policy {
+        jails: vec![jail],
+        sources: vec![SourceSpec::File("/log".into())],
+        limits: Limits { bans_max: FULL, ..Limits::default() },
+        ..Policy::default()
+    };
+    let mut engine = Engine::new(now(), policy, Kept::default());
+    let mut gave_way = 0;
+    let mut carry_out = |engine: &mut Engine| {
+        let mut changes = Vec::new();
+        while let Some(command) = engine.next_command() {
+            match command {
+                Command::Enforce(change) => changes.push(change),
+                Command::Note(Event::GaveWay { .. }) => gave_way += 1,
+                _ => {}
+            }
+        }
+        nft.apply(&changes, now()).unwrap();
+        held(&mut nft).into_iter().map(|(prefix, _)| prefix).collect::<Vec<_>>()
+    };
+    let by_hand: Vec<String> = (0..MANUAL).map(|n| format!("192.0.2.{n}")).collect();
+    for text in &by_hand {
+        let request = Request::Ban {
+            prefix: prefix(text),
+            scope: Scope::ALL,
+            // Sooner over than any other.
+            bantime: BanTime::For(Duration::from_secs(300)),
+            reason: String::new(),
+        };
+        engine.handle(now(), Input::Operator { id: RequestId(0), request });
+    }
+    // Each ends later than the one before.
+    let start = now();
+    for n in 0..3 * FULL {
+        let block = format!("failed login from 203.0.{}.{}\n", n / 250, 1 + n % 250);
+        let at = start.saturating_add(Duration::from_millis(10 * n as u64));
+        let lines = Input::Lines { source: SourceId(0), block: block.as_bytes(), reading: Reading::Live };
+        engine.handle(at, lines);
+        if n % 10 == 9 {
+            let first = (n + 1).saturating_sub(FULL - MANUAL);
+            let last: Vec<String> =
+                (first..=n).map(|n| format!("203.0.{}.{}", n / 250, 1 + n % 250)).collect();
+            assert_eq!(carry_out(&mut engine), [&by_hand[..], &last].concat(), "after {n}");
+        }
+    }
+    assert_eq!(gave_way, 2 * FULL + MANUAL);
 }
 
 #[test]
@@ -391,6 +471,55 @@ fn ends_beyond_what_the_kernel_counts_are_as_late_as_it_can() {
     let entries = nft.entries(now()).unwrap();
     let Until::At(end) = entries[0].until else { panic!("{entries:?}") };
     assert!(end.saturating_since(now()) > Duration::from_secs(500 * 365 * 86_400), "{end:?}");
+}
+
+/// A bridge's ports and VLANs are not where nftables looks: what the host itself takes from them is.
+#[test]
+fn what_comes_by_vlan_or_bridge_is_dropped_where_the_host_takes_it() {
+    if skips("what_comes_by_vlan_or_bridge_is_dropped_where_the_host_takes_it") {
+        return;
+    }
+    for kind in ["vlan", "qinq", "bridge"] {
+        let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
+        host.link("eth0", &peer, "eth0").unwrap();
+        let interface = match kind {
+            "bridge" => {
+                for command in ["link add br0 type bridge", "link set eth0 master br0", "link set br0 up"] {
+                    host.ip(command).unwrap();
+                }
+                ["br0", "eth0"]
+            }
+            _ => {
+                if host.ip("link add link eth0 name trial type vlan id 9").is_err() {
+                    eprintln!("not tried: {kind}: this kernel has no VLAN interfaces (8021q)");
+                    continue;
+                }
+                let inner = if kind == "qinq" { "eth0.7" } else { "eth0" };
+                for netns in [&host, &peer] {
+                    if kind == "qinq" {
+                        netns.ip("link add link eth0 name eth0.7 type vlan proto 802.1ad id 7").unwrap();
+                        netns.ip("link set eth0.7 up").unwrap();
+                    }
+                    netns.ip(&format!("link add link {inner} name tagged type vlan id 5")).unwrap();
+                    netns.ip("link set tagged up").unwrap();
+                }
+                ["tagged", "tagged"]
+            }
+        };
+        for (netns, address, interface) in [(&host, HOST, interface[0]), (&peer, PEER, interface[1])] {
+            netns.ip(&format!("addr add {address}/24 dev {interface}")).unwrap();
+        }
+        let host_ip: IpAddr = HOST.parse().unwrap();
+        let mut nft = open(&host, BANS_MAX);
+        let reached = wait_for(Duration::from_secs(5), || probe::ping(&peer, host_ip).then_some(()));
+        assert!(reached.is_some(), "{kind}: nobody is banned");
+        nft.apply(&[ban(PEER, in_an_hour())], now()).unwrap();
+        assert!(!probe::ping(&peer, host_ip), "{kind}: banned");
+        assert!(held(&mut nft)[0].1 > 0, "{kind}");
+        nft.apply(&[ban("198.51.100.0/24", in_an_hour()), Change::Allow { prefix: prefix(PEER) }], now())
+            .unwrap();
+        assert!(probe::ping(&peer, host_ip), "{kind}: allowed inside a ban");
+    }
 }
 
 #[test]

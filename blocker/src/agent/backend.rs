@@ -7,7 +7,11 @@ use std::fs;
 
 use crate::{
     config::{Backend, Config, Interfaces, TableKind},
-    enforce::{EnforceError, Enforcer, Keep, nft::Nft, xdp},
+    enforce::{
+        EnforceError, Enforcer,
+        nft::{self, Nft},
+        xdp,
+    },
 };
 
 /// What a binary without the XDP object says, at start and in `status`.
@@ -50,16 +54,15 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, EnforceError> {
 /// any more. To be called once the chosen one holds the ledger's bans.
 pub(super) fn retire_other(config: &Config, chosen: &str) -> Result<(), EnforceError> {
     if chosen == "xdp" {
-        if !Nft::exists()? {
-            return Ok(());
-        }
-        return Box::new(Nft::open(config.policy.limits.bans_max)?).close(Keep::Nothing);
+        return Nft::remove();
     }
     xdp::remove(&config.enforce.pin_dir)
 }
 
 fn open_nft(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {
-    Ok(Box::new(Nft::open(config.policy.limits.bans_max)?))
+    let mut options = nft::Options::of(config.policy.limits.bans_max);
+    options.counters = config.enforce.counters.unwrap_or(options.counters);
+    Ok(Box::new(Nft::open_with(options)?))
 }
 
 fn open_xdp(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {

@@ -70,7 +70,7 @@ const KEYS: &[&str] = &[
     "jail",
 ];
 const ENFORCE_KEYS: &[&str] =
-    &["backend", "close_connections", "exact", "interfaces", "max_bans", "pin_dir", "table"];
+    &["backend", "close_connections", "counters", "exact", "interfaces", "max_bans", "pin_dir", "table"];
 const LIMITS_KEYS: &[&str] = &[
     "max_tracked",
     "max_offenders",
@@ -104,6 +104,7 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
             backend: Backend::Auto,
             interfaces: Interfaces::Auto,
             pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
+            counters: None,
             close_connections: true,
             table: TableKind::Buckets,
             exact: false,
@@ -192,6 +193,9 @@ fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
         config.policy.limits.bans_max = usize::try_from(bans).unwrap_or(usize::MAX);
     }
     path_into(reader, table, "pin_dir", &mut config.enforce.pin_dir);
+    if let Some((counters, _)) = reader.boolean(table, "counters") {
+        config.enforce.counters = Some(counters);
+    }
     if let Some((close, _)) = reader.boolean(table, "close_connections") {
         config.enforce.close_connections = close;
     }

@@ -60,6 +60,8 @@ pub struct EnforceConfig {
     pub interfaces: Interfaces,
     /// Where links and maps are pinned; default `/sys/fs/bpf/blocker`.
     pub pin_dir: PathBuf,
+    /// Whether each ban in nftables counts its packets; `None` leaves it to the number of bans.
+    pub counters: Option<bool>,
     /// Whether the connections of whoever is banned are closed; default yes.
     pub close_connections: bool,
     /// How bans lie in XDP's maps.

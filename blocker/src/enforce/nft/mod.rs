@@ -138,7 +138,10 @@ impl Nft {
         let patient_until = Instant::now() + PREDECESSOR;
         loop {
             match this.rebuild() {
-                Ok(()) => return Ok(this),
+                Ok(()) => {
+                    this.generation = this.ask_generation().map_err(|refusal| error(what, &refusal))?;
+                    return Ok(this);
+                }
                 Err(Refusal { errno: Errno::PERM, explanation })
                     if !explanation.is_empty() && Instant::now() < patient_until =>
                 {
@@ -170,16 +173,17 @@ impl Nft {
         })
     }
 
-    /// Whether this network namespace has a table of ours; makes none.
+    /// Removes our table from this network namespace, when there is one.
     ///
     /// # Errors
-    /// When the capability or nf_tables is missing.
-    pub fn exists() -> Result<bool, EnforceError> {
+    /// When the capability or nf_tables is missing, or another process owns the table.
+    pub fn remove() -> Result<(), EnforceError> {
         let mut this = Self::connect(Options::of(1))?;
-        let table = this
-            .ask_table()
-            .map_err(|refusal| error("look for the nftables table inet blocker", &refusal))?;
-        Ok(table.is_some())
+        match this.refuse_strangers_table() {
+            Ok(()) => Box::new(this).close(Keep::Nothing),
+            Err(Refusal { errno: Errno::EXIST, .. }) => Ok(()),
+            Err(refusal) => Err(error("look for the nftables table inet blocker", &refusal)),
+        }
     }
 
     /// Somebody else's table of our name is not ours to replace.
@@ -449,4 +453,33 @@ fn error(what: &str, refusal: &Refusal) -> EnforceError {
         let _infallible = write!(cause, " ({})", refusal.explanation);
     }
     EnforceError { what: what.to_owned(), cause, hint: hint.to_owned(), prefix: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_says_what_to_do_next() {
+        for (errno, explanation, says) in [
+            (Errno::PERM, "", "CAP_NET_ADMIN"),
+            (Errno::PERM, "the table belongs to another process, perhaps 7", "another blocker"),
+            (Errno::NFILE, "", "max_bans"),
+            (Errno::EXIST, "a table of this name is there", "nft delete table inet blocker"),
+            (Errno::EXIST, "", "another program"),
+            (Errno::NOENT, "", "another program"),
+            (Errno::INTR, "the rules changed during each of 10 readings", "another program"),
+            // What kernels without nfnetlink, without nf_tables and without its expressions answer.
+            (Errno::PROTONOSUPPORT, "", "modprobe nf_tables"),
+            (Errno::INVAL, "", "modprobe nf_tables"),
+            (Errno::OPNOTSUPP, "", "modprobe nf_tables"),
+            (Errno::NOBUFS, "", "short of memory"),
+            (Errno::NOMEM, "", "short of memory"),
+        ] {
+            let error = error("do it", &Refusal { errno, explanation: explanation.to_owned() });
+            assert!(error.hint.contains(says), "{error}");
+            assert!(error.to_string().starts_with("do it: "), "{error}");
+            assert!(error.cause.contains(explanation), "{error}");
+        }
+    }
 }

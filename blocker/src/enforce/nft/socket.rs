@@ -17,9 +17,9 @@ use rustix::{
 
 use super::message::{MESSAGE_BYTES_MAX, Message, Reply, array, attributes_of, replies};
 
-/// Room for one transaction, above all for a table that is made anew: a million elements take about 100 MiB. Reserved
-/// by no one until it is used.
-const SEND_BYTES_MAX: usize = 256 << 20;
+/// Room for one transaction, above all for a table that is made anew: a million elements take about 90 MB. As much as
+/// the kernel takes; reserved by no one until it is used.
+const SEND_BYTES_MAX: usize = 1 << 30;
 /// Room for the answers to one transaction.
 const RECEIVE_BYTES_MAX: usize = 16 << 20;
 /// The kernel fills at most 32 KiB a datagram of a dump (`netlink_dump`); twice that is never cut.
