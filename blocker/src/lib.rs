@@ -17,7 +17,7 @@
 //!
 //! | layer | modules | may use |
 //! |---|---|---|
-//! | CORE | [`time`] [`net`] [`policy`] [`filter`] [`allowlist`] [`detect`] [`ledger`] [`engine`] [`replay`] | itself: no clock, no I/O, no thread, no log, no `unsafe` |
+//! | CORE | [`time`] [`net`] `glob` [`policy`] [`filter`] [`allowlist`] [`detect`] [`ledger`] [`engine`] [`replay`] | itself: no clock, no I/O, no thread, no log, no `unsafe` |
 //! | EDGE | [`config`] [`source`] [`enforce`] [`store`] [`control`] | CORE and its own library, never another EDGE |
 //! | SHELL | [`agent`] [`cli`] | everything |
 //!
@@ -60,6 +60,7 @@ pub mod detect;
 pub mod enforce;
 pub mod engine;
 pub mod filter;
+mod glob;
 pub mod ledger;
 pub mod net;
 pub mod policy;

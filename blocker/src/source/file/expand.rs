@@ -12,7 +12,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{glob, open, watch::Name};
+use super::{open, watch::Name};
+use crate::glob;
 
 /// Folders looked into for one pattern at most; the rest are not.
 pub(crate) const FOLDERS_MAX: usize = 1024;

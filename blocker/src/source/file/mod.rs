@@ -9,7 +9,6 @@
 mod container;
 mod expand;
 mod first;
-mod glob;
 mod open;
 mod place;
 mod position;

@@ -23,7 +23,7 @@ use super::{
     container::{self, RECORD_BYTES_MAX, REJOIN_BYTES_MAX, Unwrapper},
     expand::Pattern,
     first::{self, FirstStart},
-    glob, open,
+    open,
     position::{Position, path_text},
     slot::Slot,
     tail::{Identity, Tail},
@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     engine::{Reading, SourceId},
+    glob,
     policy::ContainerFormat,
 };
 

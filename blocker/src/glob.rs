@@ -1,4 +1,4 @@
-//! File name patterns: `*`, `?`, `[a-z]`, `[!a-z]`, within one path component.
+//! Patterns of names, of files within one folder and of interfaces: `*`, `?`, `[a-z]`, `[!a-z]`.
 //!
 //! As in a shell, a leading dot is matched only by a dot, so that editors' and package managers' scratch files are not
 //! taken for logs.
