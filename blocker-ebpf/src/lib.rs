@@ -25,6 +25,13 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// The program's name in the object.
 pub const PROGRAM: &str = "blocker";
 
+/// The same for kernels whose XDP knows frames of one buffer only (before 5.18).
+pub const PROGRAM_ONE_BUFFER: &str = "blocker_one";
+/// The same as a classifier.
+pub const PROGRAM_TCX: &str = "blocker_tcx";
+/// The same as a classifier of packets that have no Ethernet header.
+pub const PROGRAM_TCX_BARE: &str = "blocker_bare";
+
 /// Banned IPv4 addresses.
 pub const BANS_V4: &str = "BANS_V4";
 /// Banned IPv6 addresses.

@@ -10,6 +10,8 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
 mod linear;
 
 #[cfg(target_arch = "bpf")]
@@ -17,21 +19,20 @@ mod program {
     use core::{arch::asm, cell::UnsafeCell};
 
     use aya_ebpf::{
-        bindings::{BPF_F_NO_PREALLOC, xdp_action},
+        bindings::BPF_F_NO_PREALLOC,
         helpers::generated::bpf_ktime_get_boot_ns,
-        macros::{map, xdp},
+        macros::{classifier, map, xdp},
         maps::{
             Array, HashMap, PerCpuArray,
             lpm_trie::{Key, LpmTrie},
         },
-        programs::XdpContext,
+        programs::{TcContext, XdpContext},
     };
     use blocker_ebpf::{
-        ALLOW_MAX, BANS_MAX_DEFAULT, NESTED_MAX, PREFIXES_MAX, StateValue, Totals,
-        packet::{self, Source},
+        ALLOW_MAX, BANS_MAX_DEFAULT, NESTED_MAX, PREFIXES_MAX, StateValue, Totals, packet::Source,
     };
 
-    use crate::linear::Linear;
+    use crate::hook::{self, Bans};
 
     /// `blocker_ebpf::BanValue` with counters that several CPUs add to.
     #[repr(C)]
@@ -78,27 +79,45 @@ mod program {
     #[map]
     static STATE: Array<StateValue> = Array::with_max_entries(1, 0);
 
-    #[xdp(frags)]
-    pub(crate) fn blocker(ctx: XdpContext) -> u32 {
-        let frame = Linear { start: ctx.data(), end: ctx.data_end() };
-        match banned(&frame) {
-            Some(ban) => {
-                count(ban, (frame.end - frame.start) as u64);
-                xdp_action::XDP_DROP
-            }
-            None => xdp_action::XDP_PASS,
+    /// Bans in the hash maps and tries.
+    struct InMaps;
+
+    impl Bans for InMaps {
+        type Ban = &'static Ban;
+
+        #[inline(always)]
+        fn find(source: Source) -> Option<&'static Ban> {
+            let (ban, allowed) = match source {
+                Source::V4(source) => (find_v4(source)?, ALLOW_V4.get(Key::new(32, source)).is_some()),
+                Source::V6(source) => (find_v6(source)?, ALLOW_V6.get(Key::new(128, source)).is_some()),
+            };
+            if allowed { None } else { Some(ban) }
+        }
+
+        #[inline(always)]
+        fn count(ban: &'static Ban, bytes: u64) {
+            count(ban, bytes);
         }
     }
 
-    /// The ban that drops this frame.
-    #[inline(always)]
-    fn banned(frame: &Linear) -> Option<&'static Ban> {
-        let packet = packet::parse(frame)?;
-        let (ban, allowed) = match packet.source {
-            Source::V4(source) => (find_v4(source)?, ALLOW_V4.get(Key::new(32, source)).is_some()),
-            Source::V6(source) => (find_v6(source)?, ALLOW_V6.get(Key::new(128, source)).is_some()),
-        };
-        if allowed || packet::is_link_upkeep(frame, &packet) { None } else { Some(ban) }
+    #[xdp(frags)]
+    pub(crate) fn blocker(ctx: XdpContext) -> u32 {
+        hook::xdp::<InMaps, true>(&ctx)
+    }
+
+    #[xdp]
+    pub(crate) fn blocker_one(ctx: XdpContext) -> u32 {
+        hook::xdp::<InMaps, false>(&ctx)
+    }
+
+    #[classifier]
+    pub(crate) fn blocker_tcx(ctx: TcContext) -> i32 {
+        hook::tcx::<InMaps>(&ctx)
+    }
+
+    #[classifier]
+    pub(crate) fn blocker_bare(ctx: TcContext) -> i32 {
+        hook::tcx_bare::<InMaps>(&ctx)
     }
 
     #[inline(always)]

@@ -42,20 +42,45 @@ const VLAN_SERVICE: u16 = 0x88a8;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 
+/// So many bytes of a frame are enough to say everything that is said here of it: two VLAN tags, an IPv6 header, and
+/// the ports behind it.
+pub const HEADERS_MAX: usize = ETHERTYPE_OFFSET + 2 + 2 * VLAN_BYTES + 40 + 4;
+
 /// Reads the source of a frame with up to two VLAN tags.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Option<Packet> {
+    parse_stripped(frame, false)
+}
+
+/// As [`parse`], of a frame whose outer tag may have been taken off.
+#[inline(always)]
+pub fn parse_stripped<F: Frame + ?Sized>(frame: &F, is_stripped: bool) -> Option<Packet> {
     let mut offset = ETHERTYPE_OFFSET;
     let mut ethertype = u16::from_be_bytes(frame.bytes(offset)?);
     if is_vlan(ethertype) {
         offset += VLAN_BYTES;
         ethertype = u16::from_be_bytes(frame.bytes(offset)?);
-        if is_vlan(ethertype) {
+        if is_vlan(ethertype) && !is_stripped {
             offset += VLAN_BYTES;
             ethertype = u16::from_be_bytes(frame.bytes(offset)?);
         }
     }
-    let ip_offset = offset + 2;
+    parse_ip(frame, offset + 2, ethertype)
+}
+
+/// Reads the source of a packet that has nothing before its IP header.
+#[inline(always)]
+pub fn parse_bare<F: Frame + ?Sized>(packet: &F) -> Option<Packet> {
+    let version: [u8; 1] = packet.bytes(0)?;
+    match version[0] >> 4 {
+        4 => parse_ip(packet, 0, IPV4),
+        6 => parse_ip(packet, 0, IPV6),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse_ip<F: Frame + ?Sized>(frame: &F, ip_offset: usize, ethertype: u16) -> Option<Packet> {
     match ethertype {
         IPV4 => {
             // RFC 791 3.1: version in the first four bits, the source in bytes 12 to 15.
@@ -87,9 +112,15 @@ const ICMPV6: u8 = 58;
 /// a banned source. ARP carries no IP header and has no source here.
 #[inline(always)]
 pub fn is_link_upkeep<F: Frame + ?Sized>(frame: &F, packet: &Packet) -> bool {
+    link_upkeep(frame, packet).unwrap_or(false)
+}
+
+/// As [`is_link_upkeep`]; `None` when the frame ends before that can be told.
+#[inline(always)]
+pub fn link_upkeep<F: Frame + ?Sized>(frame: &F, packet: &Packet) -> Option<bool> {
     match packet.source {
-        Source::V4(_) => is_dhcp_v4(frame, packet.ip_offset).unwrap_or(false),
-        Source::V6(_) => is_upkeep_v6(frame, packet.ip_offset).unwrap_or(false),
+        Source::V4(_) => is_dhcp_v4(frame, packet.ip_offset),
+        Source::V6(_) => is_upkeep_v6(frame, packet.ip_offset),
     }
 }
 
@@ -115,6 +146,9 @@ fn is_upkeep_v6<F: Frame + ?Sized>(frame: &F, ip_offset: usize) -> Option<bool> 
     let [high, low, next_header, hop_limit] = next;
     // As for IPv4: what lies behind the payload length is none of the packet.
     let payload = u16::from_be_bytes([high, low]);
+    if next_header != ICMPV6 && next_header != UDP {
+        return Some(false);
+    }
     let after: [u8; 4] = frame.bytes(ip_offset + 40)?;
     Some(match next_header {
         // RFC 4861 7: types 133 to 137, and a hop limit of 255 proves that they are of this link.
@@ -230,6 +264,37 @@ mod tests {
         for (name, bytes, upkeep) in cases {
             let packet = parse(bytes.as_slice()).unwrap();
             assert_eq!(is_link_upkeep(bytes.as_slice(), &packet), upkeep, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_was_taken_off_counts_as_one() {
+        let inner = ipv4(0x45, 0, 6, &[0; 20]);
+        let tag = [0x81, 0, 0, 5];
+        for (tags, is_stripped, found) in [
+            (0, false, true),
+            (2, false, true),
+            (3, false, false),
+            (0, true, true),
+            (1, true, true),
+            (2, true, false),
+        ] {
+            let tagged = frame(&[&tag.repeat(tags), &[8, 0], &inner]);
+            let is_found = parse_stripped(tagged.as_slice(), is_stripped).is_some();
+            assert_eq!(is_found, found, "{tags} tags, one more taken off: {is_stripped}");
+        }
+    }
+
+    #[test]
+    fn a_packet_without_a_link_header_is_read_by_its_version() {
+        let v4 = ipv4(0x45, 0, 6, &[]);
+        assert_eq!(parse_bare(v4.as_slice()).unwrap().source, Source::V4([203, 0, 113, 9]));
+        let v6 = ipv6(58, 255, &[135, 0, 0, 0]);
+        let packet = parse_bare(v6.as_slice()).unwrap();
+        assert!(matches!(packet, Packet { source: Source::V6(_), ip_offset: 0 }));
+        assert!(is_link_upkeep(v6.as_slice(), &packet));
+        for (name, bytes) in [("nothing", &[][..]), ("cut short", &v4[..19]), ("version 5", &[0x55; 60])] {
+            assert_eq!(parse_bare(bytes), None, "{name}");
         }
     }
 

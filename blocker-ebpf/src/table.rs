@@ -29,6 +29,12 @@ pub const MAPS: [&str; 5] = [SLOTS, META, KEYS, PREFILTER, TABLE];
 
 /// The program's name in the object.
 pub const PROGRAM: &str = "blocker_table";
+/// The same for kernels whose XDP knows frames of one buffer only (before 5.18).
+pub const PROGRAM_ONE_BUFFER: &str = "blocker_table_one";
+/// The same as a classifier.
+pub const PROGRAM_TCX: &str = "blocker_table_tcx";
+/// The same as a classifier of packets that have no Ethernet header.
+pub const PROGRAM_TCX_BARE: &str = "blocker_table_bare";
 /// The program that writes the kernel's jiffies into [`JIFFIES`].
 pub const CLOCK: &str = "blocker_clock";
 

@@ -10,6 +10,8 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
 mod linear;
 
 #[cfg(target_arch = "bpf")]
@@ -19,18 +21,19 @@ mod program {
     use aya_ebpf::{
         bindings::{BPF_F_MMAPABLE, xdp_action},
         helpers::generated::bpf_jiffies64,
-        macros::{map, xdp},
+        macros::{classifier, map, xdp},
         maps::{Array, PerCpuArray},
-        programs::XdpContext,
+        programs::{TcContext, XdpContext},
     };
     use blocker_ebpf::{
-        Totals, packet,
+        Totals,
+        packet::Source,
         table::{
             self, BUCKET_KEYS, BUCKET_SLOTS, JIFFIES, ONE_PACKET, Params, Place, STATE_WORDS, UNIT_SHIFT,
         },
     };
 
-    use crate::linear::Linear;
+    use crate::hook::{self, Bans};
 
     /// A word of a map that user space and other CPUs write meanwhile.
     #[repr(transparent)]
@@ -133,34 +136,51 @@ mod program {
         }
     }
 
-    #[xdp(frags)]
-    pub(crate) fn blocker_table(ctx: XdpContext) -> u32 {
-        let frame = Linear { start: ctx.data(), end: ctx.data_end() };
-        match banned(&frame) {
-            Some(place) => {
-                count(place, (frame.end - frame.start) as u64);
-                xdp_action::XDP_DROP
-            }
-            None => xdp_action::XDP_PASS,
+    /// Bans in the table.
+    struct InTable;
+
+    impl Bans for InTable {
+        type Ban = Place;
+
+        #[inline(always)]
+        fn find(source: Source) -> Option<Place> {
+            table::find(&Maps, params(), source)
+        }
+
+        #[inline(always)]
+        fn count(place: Place, bytes: u64) {
+            count(place, bytes);
         }
     }
 
-    /// Tells user space the kernel's clock: run by BPF_PROG_TEST_RUN, never attached.
     #[xdp(frags)]
+    pub(crate) fn blocker_table(ctx: XdpContext) -> u32 {
+        hook::xdp::<InTable, true>(&ctx)
+    }
+
+    #[xdp]
+    pub(crate) fn blocker_table_one(ctx: XdpContext) -> u32 {
+        hook::xdp::<InTable, false>(&ctx)
+    }
+
+    #[classifier]
+    pub(crate) fn blocker_table_tcx(ctx: TcContext) -> i32 {
+        hook::tcx::<InTable>(&ctx)
+    }
+
+    #[classifier]
+    pub(crate) fn blocker_table_bare(ctx: TcContext) -> i32 {
+        hook::tcx_bare::<InTable>(&ctx)
+    }
+
+    /// Tells user space the kernel's clock: run by BPF_PROG_TEST_RUN, never attached.
+    #[xdp]
     pub(crate) fn blocker_clock(_ctx: XdpContext) -> u32 {
         if let Some(words) = TABLE.get(0) {
             // SAFETY: the helper takes no argument and cannot fail.
             words[JIFFIES].store(unsafe { bpf_jiffies64() });
         }
         xdp_action::XDP_PASS
-    }
-
-    /// The ban that drops this frame.
-    #[inline(always)]
-    fn banned(frame: &Linear) -> Option<Place> {
-        let packet = packet::parse(frame)?;
-        let place = table::find(&Maps, params(), packet.source)?;
-        if packet::is_link_upkeep(frame, &packet) { None } else { Some(place) }
     }
 
     #[inline(always)]
