@@ -89,11 +89,12 @@ impl Stage {
 
     fn open(&mut self) {
         let options = xdp::Options {
-            interfaces: vec!["eth0".to_owned()],
+            interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
             bans_max: self.bans_max,
             pin_dir: self.pins.clone(),
             layout: if self.backend == Backend::XdpHash { xdp::Layout::Hash } else { xdp::Layout::Buckets },
             exact: self.backend == Backend::XdpExact,
+            ..xdp::Options::default()
         };
         let (backend, mut nft) = (self.backend, nft::Options::of(self.bans_max));
         nft.counters = true;

@@ -259,11 +259,11 @@ fn steps(state: &Path, kind: &Kind, count: u32) {
         let mut enforcer: Box<dyn Enforcer> = match kind.backend {
             Backend::Xdp => Box::new(
                 xdp::Xdp::open(&xdp::Options {
-                    interfaces: vec!["eth0".to_owned()],
+                    interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
                     bans_max: count as usize,
                     pin_dir: pins.clone(),
                     layout: if kind.enforce.is_empty() { xdp::Layout::Buckets } else { xdp::Layout::Hash },
-                    exact: false,
+                    ..xdp::Options::default()
                 })
                 .expect("XDP attaches"),
             ),

@@ -163,11 +163,11 @@ fn open_hash(pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
 
 fn open_xdp(pins: &Path, bans_max: usize, layout: xdp::Layout) -> Box<dyn Enforcer> {
     let options = xdp::Options {
-        interfaces: vec!["eth0".to_owned()],
+        interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
         bans_max,
         pin_dir: pins.to_owned(),
         layout,
-        exact: false,
+        ..xdp::Options::default()
     };
     let xdp = xdp::Xdp::open(&options).unwrap();
     assert_eq!(xdp.layout(), layout, "{}", xdp.describe().reason);

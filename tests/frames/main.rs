@@ -102,11 +102,10 @@ fn the_xdp_program_says_what_the_parser_says() {
     }
     let parser = Parser::new();
     let options = xdp::Options {
-        interfaces: vec!["eth0".to_owned()],
+        interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
         bans_max: 100,
         pin_dir: stage.pins.clone(),
-        layout: xdp::Layout::default(),
-        exact: false,
+        ..xdp::Options::default()
     };
     let mut xdp = stage.host.enter(|| xdp::Xdp::open(&options)).unwrap();
     xdp.apply(&changes(), now()).unwrap();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tracing::{error, info, warn};
 
-use super::{Agent, note::note, now};
+use super::{Agent, attached, note::note, now};
 use crate::{
     control::{protocol::CallError, server::Reply},
     enforce::Health,
@@ -134,6 +134,7 @@ impl Agent {
                 self.degraded.enforcer = Some(error.to_string());
             }
         }
+        self.tell();
         if self.degraded.store.is_some() && !self.keeping.is_too_soon() {
             let (ledger, offences) = (self.engine.ledger_changes(), self.engine.offences());
             let (positions, start) = (self.positions(), Instant::now());
@@ -145,6 +146,19 @@ impl Agent {
                 self.degraded.store = None;
             }
         }
+    }
+
+    /// Logs what is attached and what is not, where that has changed.
+    pub(super) fn tell(&mut self) {
+        let (attachments, troubles) = (self.enforcer.describe().attachments, self.enforcer.troubles());
+        if attachments != self.told.0 {
+            info!("enforcing on {}", attached(&attachments));
+        }
+        troubles
+            .iter()
+            .filter(|trouble| !self.told.1.contains(trouble))
+            .for_each(|trouble| error!("{trouble}"));
+        self.told = (attachments, troubles);
     }
 }
 

@@ -68,6 +68,8 @@ use runner::{Answer, Runner};
 
 /// How often the kernel half is checked and repaired, and what failed is tried again.
 const REPAIR_EVERY: Duration = Duration::from_secs(1);
+/// So long after word of a change it is followed: what belongs together is then told.
+const SETTLE: Duration = Duration::from_millis(20);
 /// How often read positions are written down and protected addresses looked up again.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(10);
 /// Requests waiting for the loop; the server makes further ones wait.
@@ -175,6 +177,8 @@ struct Agent {
     started: Instant,
     /// What is not as it should be, by the part it concerns; shown by `status` until it is mended.
     degraded: Degraded,
+    /// What was last logged of what is attached and what is not.
+    told: (Vec<String>, Vec<String>),
     warnings: Vec<String>,
     /// Jails whose logs are waited for.
     instead: Vec<Instead>,
@@ -274,6 +278,7 @@ impl Agent {
             next_request: 0,
             started: Instant::now(),
             degraded: Degraded::default(),
+            told: Default::default(),
             warnings,
             instead,
             keeping: Keeping::default(),
@@ -301,6 +306,8 @@ impl Agent {
         let sockets_ready = watched(self.sockets.as_fd()).map_err(start("watch sockets"))?;
         let stdin_ready = self.stdin.as_ref().map(|stdin| watched(stdin.as_fd())).transpose();
         let stdin_ready = stdin_ready.map_err(start("watch standard input"))?;
+        let kernel_changed = self.enforcer.changes().map(watched).transpose();
+        let kernel_changed = kernel_changed.map_err(start("watch the interfaces"))?;
 
         self.announce();
         self.reconcile();
@@ -325,6 +332,7 @@ impl Agent {
                 () = readable(Some(&journal_ready)) => self.poll_journal(),
                 () = readable(Some(&sockets_ready)) => self.poll_sockets(),
                 () = readable(stdin_ready.as_ref()) => self.poll_stdin(),
+                () = readable(kernel_changed.as_ref()) => repair_at = repair_at.min(Instant::now() + SETTLE),
                 Some(pending) = called.recv() => self.call(pending),
                 Some(outcome) = sync_outcomes.recv() => self.sync_done(outcome),
                 Some((id, ignore)) = answers.recv() => {
@@ -371,9 +379,10 @@ impl Agent {
             "blocker {} enforcing with {} ({}): {}",
             env!("CARGO_PKG_VERSION"),
             description.backend,
-            description.attachments.join(", "),
+            attached(&description.attachments),
             self.why
         );
+        self.enforcer.notes().iter().for_each(|note| info!("{note}"));
         for jail in &self.config.policy.jails {
             info!(
                 "[{}] maxretry {} in {}, ban {}{}",
@@ -503,6 +512,11 @@ impl Agent {
             self.reconcile();
         }
     }
+}
+
+/// What is attached where, as it is logged.
+fn attached(attachments: &[String]) -> String {
+    if attachments.is_empty() { "nothing attached yet".to_owned() } else { attachments.join(", ") }
 }
 
 /// From when on earlier bans matter to some jail.

@@ -37,6 +37,7 @@ impl Agent {
         let under_way = self.upkeep.is_running().then(|| reconcile::UNDER_WAY.to_owned());
         let wrong = [&self.degraded.enforcer, &self.degraded.store, &under_way];
         let mut degraded: Vec<String> = wrong.into_iter().flatten().cloned().collect();
+        degraded.extend(self.enforcer.troubles());
         let counters = self.enforcer.counters().unwrap_or_else(|error| {
             degraded.push(error.to_string());
             Default::default()
@@ -92,6 +93,7 @@ impl Agent {
                 name: description.backend.to_owned(),
                 attachments: description.attachments,
                 reason,
+                notes: self.enforcer.notes(),
             },
             xdp_built_in: xdp::is_built_in(),
             jails: jails.collect(),

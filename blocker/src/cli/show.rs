@@ -145,6 +145,9 @@ fn status(status: &Status) -> String {
     let backend = &status.backend;
     line("enforces", format!("{} on {}", clean(&backend.name), clean(&backend.attachments.join(", "))));
     line("", clean(&backend.reason));
+    for note in &backend.notes {
+        line("", clean(note));
+    }
     line(
         "bans",
         format!("{} of at most {}, {} did not fit", status.bans, status.bans_max, status.bans_refused),

@@ -10,7 +10,7 @@ use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use toml::de::DeTable;
 
 use super::{
-    Backend, Config, EnforceConfig, Interfaces, TableKind,
+    AttachMode, Backend, Config, EnforceConfig, Interfaces, TableKind,
     diagnostic::{Document, Findings, suggest},
     fail2ban::{self, BanPorts},
     filters::{self, FilterStore},
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     filter::{Filter, FilterSpec, LINE_BYTES_MAX},
+    glob,
     net::SCOPES_MAX,
     policy::{ActionSpec, ContainerFormat, JournalMatches, Limits, Policy, SourceSpec},
     time::span_text,
@@ -69,8 +70,23 @@ const KEYS: &[&str] = &[
     "action",
     "jail",
 ];
-const ENFORCE_KEYS: &[&str] =
-    &["backend", "close_connections", "counters", "exact", "interfaces", "max_bans", "pin_dir", "table"];
+const ENFORCE_KEYS: &[&str] = &[
+    "backend",
+    "close_connections",
+    "counters",
+    "exact",
+    "exclude",
+    "interfaces",
+    "max_bans",
+    "modes",
+    "pin_dir",
+    "table",
+];
+/// The ways to attach, the best first.
+const ATTACH_MODES: [(&str, AttachMode); 3] =
+    [("native", AttachMode::Native), ("tcx", AttachMode::Tcx), ("generic", AttachMode::Generic)];
+/// Bytes of a pattern of interfaces' names: classes of characters make it longer than any name.
+const PATTERN_BYTES_MAX: usize = 64;
 const LIMITS_KEYS: &[&str] = &[
     "max_tracked",
     "max_offenders",
@@ -103,6 +119,8 @@ pub(super) fn read(doc: &Document, findings: &mut Findings) -> Config {
         enforce: EnforceConfig {
             backend: Backend::Auto,
             interfaces: Interfaces::Auto,
+            exclude: Vec::new(),
+            modes: ATTACH_MODES.map(|(_, mode)| mode).to_vec(),
             pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
             counters: None,
             close_connections: true,
@@ -180,8 +198,8 @@ fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
                 reader.error(value.span(), "enforce.interfaces", message, &hint);
             }
         } else if let Some(names) = reader.texts(table, "interfaces") {
-            let names: Vec<String> =
-                names.into_iter().filter_map(|(name, span)| interface(reader, name, span)).collect();
+            let of = |(name, span)| interface(reader, "enforce.interfaces", name, span);
+            let names: Vec<String> = names.into_iter().filter_map(of).collect();
             if names.is_empty() {
                 let hint = "write \"auto\", or a list of names: [\"eth0\"]";
                 reader.error(value.span(), "enforce.interfaces", "no interface is named".to_owned(), hint);
@@ -189,6 +207,10 @@ fn enforce(reader: &mut Reader<'_>, root: Table<'_>, config: &mut Config) {
             config.enforce.interfaces = Interfaces::Named(names);
         }
     }
+    let exclude = reader.texts(table, "exclude").unwrap_or_default().into_iter();
+    config.enforce.exclude =
+        exclude.filter_map(|(name, span)| interface(reader, "enforce.exclude", name, span)).collect();
+    modes(reader, table, &mut config.enforce.modes);
     if let Some((bans, _)) = reader.number(table, "max_bans", 1..BANS_CEILING + 1) {
         config.policy.limits.bans_max = usize::try_from(bans).unwrap_or(usize::MAX);
     }
@@ -243,14 +265,41 @@ fn limits(reader: &mut Reader<'_>, root: Table<'_>, limits: &mut Limits) {
     }
 }
 
-/// An interface name as the kernel allows it: 1 to 15 bytes (IFNAMSIZ), no slash, colon or space.
-fn interface(reader: &mut Reader<'_>, name: &str, span: Range<usize>) -> Option<String> {
-    let fits = (1..=15).contains(&name.len())
+/// `[enforce] modes`: each at most once, in the order in which they are tried.
+fn modes(reader: &mut Reader<'_>, table: Table<'_>, modes: &mut Vec<AttachMode>) {
+    let Some(texts) = reader.texts(table, "modes") else { return };
+    let mut found = Vec::new();
+    for (text, span) in texts {
+        match ATTACH_MODES.iter().find(|(name, _)| *name == text) {
+            Some((_, mode)) if found.contains(mode) => {
+                let hint = "name each once";
+                reader.error(span, "enforce.modes", format!("{text:?} is there already"), hint);
+            }
+            Some((_, mode)) => found.push(*mode),
+            None => {
+                let hint = suggest(text, ATTACH_MODES.map(|(name, _)| name));
+                reader.error(span, "enforce.modes", format!("there is no mode {text:?}"), &hint);
+            }
+        }
+    }
+    if found.is_empty()
+        && let Some(value) = reader.value(table, "modes")
+    {
+        let hint = "write some of \"native\", \"tcx\", \"generic\", or leave the key out";
+        reader.error(value.span(), "enforce.modes", "no mode is named".to_owned(), hint);
+    }
+    *modes = found;
+}
+
+/// An interface's name as the kernel allows it, or a pattern: 1 to 15 bytes (IFNAMSIZ), no slash, colon or space.
+fn interface(reader: &mut Reader<'_>, key: &str, name: &str, span: Range<usize>) -> Option<String> {
+    let length = 1..=if glob::is_pattern(name.as_bytes()) { PATTERN_BYTES_MAX } else { 15 };
+    let fits = length.contains(&name.len())
         && !matches!(name, "." | "..")
         && !name.bytes().any(|b| matches!(b, b'/' | b':' | 0) || b.is_ascii_whitespace());
     if !fits {
         let message = format!("{name:?} cannot be the name of an interface");
-        reader.error(span, "enforce.interfaces", message, "`ip link` lists the names");
+        reader.error(span, key, message, "`ip link` lists the names");
     }
     fits.then(|| name.to_owned())
 }

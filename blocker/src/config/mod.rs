@@ -58,6 +58,10 @@ pub struct EnforceConfig {
     pub backend: Backend,
     /// Which interfaces; default `auto`.
     pub interfaces: Interfaces,
+    /// Patterns of interfaces that are not meant; default none.
+    pub exclude: Vec<String>,
+    /// How XDP's program may be attached, in the order in which it is tried; default all, the best first.
+    pub modes: Vec<AttachMode>,
     /// Where links and maps are pinned; default `/sys/fs/bpf/blocker`.
     pub pin_dir: PathBuf,
     /// Whether each ban in nftables counts its packets; `None` leaves it to the number of bans.
@@ -93,10 +97,21 @@ pub enum Backend {
 /// Where the kernel half is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Interfaces {
-    /// Every interface that a default route leaves by.
+    /// Every interface that strangers come in by.
     Auto,
-    /// These, by name; whether they exist is seen when they are attached.
+    /// These, by name or pattern; those that do not exist yet are waited for.
     Named(Vec<String>),
+}
+
+/// A way to attach to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// XDP in the driver.
+    Native,
+    /// A classifier before all others (Linux 6.6 and later).
+    Tcx,
+    /// XDP in the stack.
+    Generic,
 }
 
 /// Reads the configuration at `path` with everything that it names.

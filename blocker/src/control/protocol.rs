@@ -312,6 +312,9 @@ pub struct Backend {
     pub attachments: Vec<String>,
     /// Why this one.
     pub reason: String,
+    /// Why parts of it are no better than they are, and what is left out.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// A jail in `status`.

@@ -3,7 +3,7 @@
 //! An enforcer knows nothing of jails, logs or why; it makes the kernel hold what the changes say and reads back
 //! what the kernel really holds.
 
-use std::fmt;
+use std::{fmt, os::fd::BorrowedFd};
 
 use crate::{
     engine::Change,
@@ -57,6 +57,21 @@ pub trait Enforcer: Send {
 
     /// Which enforcer this is, how it is attached, and why that was chosen: for `status`.
     fn describe(&self) -> Description;
+
+    /// Why parts of it are no better than they are and what would help, and what is left out: for `status`.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Where enforcement is not in force, looked at now: for `status`.
+    fn troubles(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Readable once something has changed that [`Self::repair`] follows, so that it need not wait for its time.
+    fn changes(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Ends the agent's hold.
     ///

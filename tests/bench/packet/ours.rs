@@ -83,11 +83,11 @@ impl Drop for Ours {
 pub(crate) fn open_here(kind: &Kind, bans: u64, pins: PathBuf) -> Result<xdp::Xdp> {
     let bans_max = usize::try_from(bans.max(BANS_MAX_DEFAULT))?;
     let mut options = xdp::Options {
-        interfaces: vec!["eth0".to_owned()],
+        interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
         bans_max,
         pin_dir: pins,
         layout: xdp::Layout::Hash,
-        exact: false,
+        ..xdp::Options::default()
     };
     (kind.choose)(&mut options);
     Ok(xdp::Xdp::open(&options)?)

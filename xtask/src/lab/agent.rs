@@ -33,7 +33,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// An agent that guards `host`'s interface `eth0`; what it pinned is removed on drop.
+/// An agent that guards `host`'s interface `eth0` where nothing else is said; what it pinned is removed on drop.
 #[derive(Debug)]
 pub struct Agent<'a> {
     host: &'a Netns,
@@ -41,6 +41,7 @@ pub struct Agent<'a> {
     pins: PathBuf,
     backend: Backend,
     top: String,
+    interfaces: String,
     enforce: String,
     jails: String,
     journald: Option<&'a Journald>,
@@ -59,6 +60,7 @@ impl<'a> Agent<'a> {
             pins,
             backend,
             top: String::new(),
+            interfaces: "[\"eth0\"]".to_owned(),
             enforce: String::new(),
             jails: String::new(),
             journald: None,
@@ -88,6 +90,11 @@ impl<'a> Agent<'a> {
     pub fn settings(&mut self, toml: &str) {
         self.top.push_str(toml);
         self.top.push('\n');
+    }
+
+    /// Lets it guard these, written as in its configuration.
+    pub fn interfaces(&mut self, toml: &str) {
+        toml.clone_into(&mut self.interfaces);
     }
 
     /// Adds settings to `[enforce]`.
@@ -123,11 +130,12 @@ impl<'a> Agent<'a> {
     /// When it cannot be written.
     pub fn write_config(&self) -> Result<()> {
         let text = format!(
-            "{}socket = \"{}\"\nstate_dir = \"{}\"\n[enforce]\nbackend = \"{}\"\ninterfaces = [\"eth0\"]\npin_dir = \"{}\"\n{}{}",
+            "{}socket = \"{}\"\nstate_dir = \"{}\"\n[enforce]\nbackend = \"{}\"\ninterfaces = {}\npin_dir = \"{}\"\n{}{}",
             self.top,
             self.socket().display(),
             self.folder.join("state").display(),
             self.backend,
+            self.interfaces,
             self.pins.display(),
             self.enforce,
             self.jails

@@ -1,34 +1,126 @@
-//! Attaching to an interface: native where the driver can, generic where it cannot, and never over somebody else.
+//! What is attached where: one program an interface, by the best way that interface allows, and never over somebody
+//! else's.
+//!
+//! The ways are tried in order: native XDP, TCX, generic XDP. Each link is pinned under a name that says the interface
+//! and the way; a restart goes by these names and swaps the program atomically. An interface that is guarded stays so
+//! as long as it exists, whatever becomes of its name, its addresses or its place; [`select`] decides about the rest
+//! each time something changes. Where the way in force is not the best, the better ones are tried again when something
+//! changes about the interface, and the worse link goes once the better one is there.
 #![forbid(unsafe_code)]
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
 };
 
-use aya::programs::{
-    ProgramError, Xdp as Program, XdpMode,
-    links::{FdLink, PinnedLink},
-    xdp::XdpLink,
-};
+use aya::util::KernelVersion;
 use rustix::mount::{MountFlags, mount};
 
-use super::{EnforceError, chain, link, refused};
+use super::{
+    EnforceError, Health,
+    link::{Hook, Link},
+    programs::{Kind, Loaded, Programs},
+    refused,
+    rtnl::{self, INTERFACES_MAX, Interface, Watch},
+    select::{self, Interfaces, LinkLayer, Verdict},
+};
 
 /// The type of bpffs in statfs(2).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// Repairs between two looks at all interfaces where no change was told: not all of them are.
+const SCAN_EVERY: u32 = 10;
+/// Interfaces that are left alone and named one by one.
+const LEFT_MAX: usize = 16;
+
+/// A way to run the program on what an interface receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// XDP in the driver: before there is a packet buffer.
+    Native,
+    /// Before everything else in the stack, beside other programs; Linux 6.6 and later.
+    Tcx,
+    /// XDP in the stack.
+    Generic,
+}
+
+impl Mode {
+    /// All of them, the best first.
+    pub const ALL: [Self; 3] = [Self::Native, Self::Tcx, Self::Generic];
+
+    /// As it is written in the configuration, in `status` and in the names of pins.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Tcx => "tcx",
+            Self::Generic => "generic",
+        }
+    }
+
+    fn hook(self) -> Hook {
+        match self {
+            Self::Native => Hook::Native,
+            Self::Tcx => Hook::Tcx,
+            Self::Generic => Hook::Generic,
+        }
+    }
+}
+
+/// What to attach to, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) wanted: Interfaces,
+    /// Patterns of names that are not meant, whatever else says so.
+    pub(super) exclude: Vec<String>,
+    /// In the order in which they are tried.
+    pub(super) modes: Vec<Mode>,
+    /// Whether one interface that cannot be attached to is reason enough not to begin.
+    pub(super) all: bool,
+}
 
 /// The program on one interface.
 #[derive(Debug)]
-pub(super) struct Attachment {
-    pub(super) interface: String,
-    pub(super) mode: &'static str,
-    /// Why it is not a better mode; empty for the best.
-    pub(super) reason: String,
+struct Attachment {
     index: u32,
+    name: String,
+    mode: Mode,
+    kind: Kind,
+    /// Why it is not a better mode, and what that would need; empty for the best.
+    reason: String,
     /// Held so that losing the pin alone does not end enforcement.
-    link: Option<FdLink>,
+    link: Link,
+    link_id: u32,
+    program: u32,
+    tried: Facts,
+}
+
+/// What a better mode may depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Facts {
+    mtu: u32,
+    master: Option<u32>,
+    program: Option<u32>,
+}
+
+impl Facts {
+    fn of(interface: &Interface) -> Self {
+        Self { mtu: interface.mtu, master: interface.master, program: interface.program }
+    }
+}
+
+/// What became of an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Sound,
+    /// Somebody put another program into the link.
+    Replaced,
+    /// Somebody removed the pin, or put another one in its place.
+    Unpinned,
+    /// Somebody detached the link, or the interface is gone.
+    Detached,
 }
 
 impl Attachment {
@@ -36,78 +128,458 @@ impl Attachment {
         pins.join(pin_name(self.index, self.mode))
     }
 
-    pub(super) fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// Makes it unsound, so that it is attached again.
-    pub(super) fn give_up(&mut self) {
-        self.link = None;
-    }
-
-    /// Whether link and pin are there and the interface is the one it was attached to.
-    pub(super) fn is_sound(&self, pins: &Path) -> bool {
-        self.is_live() && link::attached_to(&self.pin(pins)) == Some(self.index)
-    }
-
-    /// Whether the interface still exists under its index and we hold the link.
-    pub(super) fn is_live(&self) -> bool {
-        self.link.is_some() && link::interface_index(&self.interface) == Some(self.index)
-    }
-
-    /// Pins the link where somebody took the pin away.
-    pub(super) fn pin_again(&mut self, pins: &Path) -> Result<(), EnforceError> {
-        let path = self.pin(pins);
-        if path.exists() {
-            // A pin that is there while it is not sound belongs to a link that is dead.
-            self.link = None;
-            fs::remove_file(&path)
-                .map_err(|error| refused(format!("remove {}", path.display()), error.to_string(), ""))?;
-            return Err(refused(
-                format!("keep XDP on {}", self.interface),
-                "the link was detached",
-                "it is attached again at once",
-            ));
+    fn state(&self, pins: &Path) -> State {
+        let Ok(info) = self.link.info() else { return State::Detached };
+        if info.interface != Some(self.index) {
+            return State::Detached;
         }
-        let Some(held) = self.link.take() else { return Ok(()) };
-        let pinned = held.pin(&path).map_err(|error| {
-            refused(format!("pin the link of {} again", self.interface), chain(&error), "")
-        })?;
-        self.link = Some(pinned.into());
-        Ok(())
+        if info.program != self.program {
+            return State::Replaced;
+        }
+        let pinned = Link::open(&self.pin(pins)).and_then(|link| link.info());
+        if pinned.is_ok_and(|pinned| pinned.id == self.link_id) { State::Sound } else { State::Unpinned }
     }
+}
+
+/// Everything that is attached, and why the rest is not.
+#[derive(Debug)]
+pub(super) struct Attachments {
+    plan: Plan,
+    pins: PathBuf,
+    /// `None` where the kernel tells us nothing; then all interfaces are looked at each time.
+    watch: Option<Watch>,
+    held: Vec<Attachment>,
+    /// Interfaces that are to be guarded and cannot be, and why.
+    refused: Vec<(String, String)>,
+    /// Interfaces that are named and not there.
+    missing: Vec<String>,
+    /// Interfaces that are left alone, and why.
+    left: Vec<(String, String)>,
+    /// Interfaces that keep their guard although they are not asked for any more, and why.
+    kept: Vec<(String, String)>,
+    /// Why the interfaces could not be looked at, or not all of them.
+    unseen: Option<String>,
+    since_scan: u32,
 }
 
 /// The kernel does not say how a link is attached, so its pin's name does.
-fn pin_name(index: u32, mode: &str) -> String {
-    format!("link-{index}-{mode}")
+fn pin_name(index: u32, mode: Mode) -> String {
+    format!("link-{index}-{}", mode.name())
 }
 
-const NATIVE: &str = "native";
-const GENERIC: &str = "generic";
+impl Attachments {
+    /// Attaches to all that there is to attach to, and lets go of what is pinned beside that.
+    pub(super) fn open(plan: Plan, pins: &Path, programs: &mut Programs<'_>) -> Result<Self, EnforceError> {
+        let before: Vec<PathBuf> = link_pins(pins).collect();
+        let mut this = Self {
+            plan,
+            pins: pins.to_owned(),
+            watch: Watch::new().ok(),
+            held: Vec::new(),
+            refused: Vec::new(),
+            missing: Vec::new(),
+            left: Vec::new(),
+            kept: Vec::new(),
+            unseen: None,
+            since_scan: 0,
+        };
+        this.scan(programs)?;
+        if !this.refused.is_empty() && (this.plan.all || this.held.is_empty()) {
+            for attachment in &this.held {
+                let pin = attachment.pin(pins);
+                if !before.contains(&pin) {
+                    let _gone = fs::remove_file(pin);
+                }
+            }
+            return Err(this.nothing_attached());
+        }
+        for pin in link_pins(pins) {
+            if !this.held.iter().any(|attachment| attachment.pin(pins) == pin) {
+                let _gone = fs::remove_file(pin);
+            }
+        }
+        Ok(this)
+    }
 
-/// The interfaces' indices in this network namespace.
-pub(super) fn indices(names: &[String]) -> Result<Vec<(String, u32)>, EnforceError> {
-    let index_of = |name: &String| match link::interface_index(name) {
-        Some(index) => Ok((name.clone(), index)),
-        None => Err(refused(
-            format!("attach XDP to {name:?}"),
-            "there is no such interface",
-            format!("there are: {}", existing().join(", ")),
+    fn nothing_attached(&self) -> EnforceError {
+        let causes: Vec<&str> = self.refused.iter().map(|(_, why)| why.as_str()).collect();
+        let names: Vec<&str> = self.refused.iter().map(|(name, _)| name.as_str()).collect();
+        let cause = causes.join("; ");
+        let hint = match hint(&cause) {
+            "" => "take it out of `[enforce] interfaces`, or use `backend = \"nftables\"`",
+            hint => hint,
+        };
+        refused(format!("attach to {}", names.join(", ")), cause, hint)
+    }
+
+    /// Readable once interfaces have changed; [`Self::repair`] is then to be called.
+    pub(super) fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(|watch| watch.as_fd())
+    }
+
+    /// Puts back what others took away, and follows the interfaces.
+    pub(super) fn repair(&mut self, programs: &mut Programs<'_>) -> Result<Health, EnforceError> {
+        let changed = self.watch.as_ref().is_none_or(Watch::take);
+        self.since_scan += 1;
+        let mut health = Health::Sound;
+        let mut detached = false;
+        for attachment in &mut self.held {
+            match attachment.state(&self.pins) {
+                State::Sound => continue,
+                State::Replaced => swap(attachment, programs)?,
+                State::Unpinned => pin(attachment, &self.pins)?,
+                State::Detached => {
+                    detached = true;
+                    continue;
+                }
+            }
+            health = Health::Repaired;
+        }
+        let waits = !(self.refused.is_empty() && self.missing.is_empty() && self.unseen.is_none());
+        if (changed || detached || waits || self.since_scan >= SCAN_EVERY) && self.scan(programs)? {
+            health = Health::Repaired;
+        }
+        if self.held.is_empty() && !self.refused.is_empty() {
+            return Err(self.nothing_attached());
+        }
+        Ok(health)
+    }
+
+    /// Puts other programs into the place of those that are attached, after all maps were replaced.
+    pub(super) fn swap(&mut self, programs: &mut Programs<'_>) -> Result<(), EnforceError> {
+        self.held.iter_mut().try_for_each(|attachment| swap(attachment, programs))
+    }
+
+    /// Looks at all interfaces. Whether something was attached again that had been lost.
+    fn scan(&mut self, programs: &mut Programs<'_>) -> Result<bool, EnforceError> {
+        let all = match rtnl::interfaces() {
+            Ok(all) => all,
+            Err(error) if self.held.is_empty() => {
+                return Err(refused("look at the interfaces", error.to_string(), "this needs AF_NETLINK"));
+            }
+            Err(error) => {
+                self.unseen = Some(format!("the interfaces cannot be looked at: {error}"));
+                return Ok(false);
+            }
+        };
+        self.since_scan = 0;
+        self.unseen = (all.len() >= INTERFACES_MAX)
+            .then(|| format!("there are more than {INTERFACES_MAX} interfaces; the rest is not looked at"));
+        let mut lost: Vec<(u32, String)> = Vec::new();
+        let pins = &self.pins;
+        self.held.retain(|attachment| {
+            let is_there = all.iter().any(|interface| interface.index == attachment.index);
+            let is_kept = is_there && attachment.state(pins) != State::Detached;
+            if !is_kept {
+                // The link is dead, or in another namespace now; its pin would be taken for that of a new interface.
+                let _gone = fs::remove_file(attachment.pin(pins));
+                lost.push((attachment.index, attachment.name.clone()));
+            }
+            is_kept
+        });
+        self.missing = select::missing(&self.plan.wanted, &all).into_iter().map(str::to_owned).collect();
+        for list in [&mut self.refused, &mut self.left, &mut self.kept] {
+            list.clear();
+        }
+        let mut again = false;
+        let verdicts = select::select(&self.plan.wanted, &self.plan.exclude, &all);
+        for (interface, verdict) in all.iter().zip(verdicts) {
+            let held = self.held.iter().position(|attachment| attachment.index == interface.index);
+            match (verdict, held) {
+                (verdict, Some(place)) => {
+                    if verdict != Verdict::Guard && matches!(self.plan.wanted, Interfaces::Named(_)) {
+                        let why =
+                            "`[enforce] interfaces` does not name it; it is guarded until the next start";
+                        self.kept.push((interface.name.clone(), why.to_owned()));
+                    }
+                    self.follow(place, interface, programs)?;
+                }
+                (Verdict::Guard, None) => {
+                    if self.begin(interface, programs) {
+                        again |= lost
+                            .iter()
+                            .any(|(index, name)| *index == interface.index || *name == interface.name);
+                    }
+                }
+                (Verdict::Leave(why), None) => self.left.push((interface.name.clone(), why)),
+                (Verdict::Ignore, None) => {}
+            }
+        }
+        Ok(again)
+    }
+
+    /// Attaches to an interface that is not guarded yet.
+    fn begin(&mut self, interface: &Interface, programs: &mut Programs<'_>) -> bool {
+        match climb(&self.plan.modes, &self.pins, interface, programs) {
+            Ok(attachment) => {
+                self.held.push(attachment);
+                true
+            }
+            Err(why) => {
+                self.refused.push((interface.name.clone(), why));
+                false
+            }
+        }
+    }
+
+    /// Goes with an interface that is guarded and has perhaps changed.
+    fn follow(
+        &mut self,
+        place: usize,
+        interface: &Interface,
+        programs: &mut Programs<'_>,
+    ) -> Result<(), EnforceError> {
+        let Some(held) = self.held.get_mut(place) else { return Ok(()) };
+        // The reason names it as it was called then.
+        held.name.clone_from(&interface.name);
+        let better = self.plan.modes.iter().position(|mode| *mode == held.mode).unwrap_or(0);
+        if better == 0 || held.tried == Facts::of(interface) {
+            return Ok(());
+        }
+        held.tried = Facts::of(interface);
+        let modes = self.plan.modes.get(..better).unwrap_or_default();
+        match climb(modes, &self.pins, interface, programs) {
+            Ok(attachment) => {
+                let worse = std::mem::replace(held, attachment);
+                let pin = worse.pin(&self.pins);
+                fs::remove_file(&pin)
+                    .map_err(|error| refused(format!("remove {}", pin.display()), error.to_string(), ""))
+            }
+            Err(why) => {
+                held.reason = reason(&interface.name, held.mode, &why);
+                Ok(())
+            }
+        }
+    }
+
+    /// `eth0: native`, one for each interface that is guarded.
+    pub(super) fn attached(&self) -> Vec<String> {
+        self.held
+            .iter()
+            .map(|attachment| format!("{}: {}", attachment.name, attachment.mode.name()))
+            .collect()
+    }
+
+    /// Why attachments are no better, and why interfaces are left alone.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let reasons = self.held.iter().map(|attachment| attachment.reason.clone());
+        let mut notes: Vec<String> = reasons.filter(|reason| !reason.is_empty()).collect();
+        notes.extend(self.kept.iter().map(|(name, why)| format!("{name}: {why}")));
+        notes.extend(
+            self.left.iter().take(LEFT_MAX).map(|(name, why)| format!("{name} is left alone: {why}")),
+        );
+        if let Some(more @ 1..) = self.left.len().checked_sub(LEFT_MAX) {
+            notes.push(format!("{more} further interfaces are left alone for reasons like these"));
+        }
+        if self.held.is_empty() && self.refused.is_empty() && self.missing.is_empty() {
+            notes.push("there is no interface to guard yet; each is guarded as it appears".to_owned());
+        }
+        notes
+    }
+
+    /// What is not as it is meant to be, looked at now.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let held = self.held.iter().filter_map(|attachment| {
+            let what = match attachment.state(&self.pins) {
+                State::Sound | State::Unpinned => return None,
+                State::Replaced => "another program was put into blocker's link",
+                State::Detached => "blocker's link was detached",
+            };
+            Some(format!("{} is not guarded: {what}; it is mended within a second", attachment.name))
+        });
+        // Where there is nothing else, [`Self::repair`] has said it.
+        let refused = self.refused.iter().filter(|_| !self.held.is_empty());
+        let refused = refused.map(|(name, why)| format!("{name} is not guarded: {why}"));
+        let missing = self.missing.iter().map(|name| {
+            format!(
+                "{name} is not guarded: there is no such interface yet; it is waited for (a pattern such as \"{name}*\" is content with none)"
+            )
+        });
+        held.chain(refused).chain(missing).chain(self.unseen.clone()).collect()
+    }
+}
+
+/// What program an interface wants in a mode; or why none is to be had.
+fn kind(interface: &Interface, mode: Mode) -> Result<Kind, String> {
+    match (select::link_layer(interface), mode) {
+        (Some(LinkLayer::Ethernet), Mode::Native | Mode::Generic) => Ok(Kind::Xdp),
+        (Some(LinkLayer::Ethernet), Mode::Tcx) => Ok(Kind::Tcx),
+        (Some(LinkLayer::Bare), Mode::Tcx) => Ok(Kind::TcxBare),
+        (Some(LinkLayer::Bare), _) => {
+            Err("its packets have no Ethernet header, which XDP counts on".to_owned())
+        }
+        (None, _) => Err(format!(
+            "its packets have headers of link type {} before them, which no program here reads",
+            interface.link_layer
         )),
-    };
-    names.iter().map(index_of).collect()
+    }
 }
 
-/// Unlike /sys/class/net, this shows the network namespace of the caller.
-fn existing() -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
-    table
-        .lines()
-        .skip(2)
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, _)| name.trim().to_owned())
-        .collect()
+/// Attaches by the first of these modes that is to be had; else says why each is not.
+fn climb(
+    modes: &[Mode],
+    pins: &Path,
+    interface: &Interface,
+    programs: &mut Programs<'_>,
+) -> Result<Attachment, String> {
+    let mut why: Vec<String> = Vec::new();
+    for mode in modes {
+        match attach(*mode, pins, interface, programs) {
+            Ok(attachment) => {
+                let reason = match (why.is_empty(), &attachment.reason) {
+                    (true, of_program) => of_program.clone(),
+                    (false, of_program) => {
+                        let why = reason(&interface.name, *mode, &why.join("; "));
+                        if of_program.is_empty() { why } else { format!("{why}; {of_program}") }
+                    }
+                };
+                return Ok(Attachment { reason, ..attachment });
+            }
+            Err(cause) => why.push(format!("no {}, since {cause}", mode.name())),
+        }
+    }
+    if why.is_empty() {
+        why.push("`[enforce] modes` allows none".to_owned());
+    }
+    Err(why.join("; "))
+}
+
+fn reason(name: &str, mode: Mode, why: &str) -> String {
+    format!("{name} is {}: {why}", mode.name())
+}
+
+/// Attaches in one mode: by swapping the program into the link that is pinned for it, else by a new link.
+fn attach(
+    mode: Mode,
+    pins: &Path,
+    interface: &Interface,
+    programs: &mut Programs<'_>,
+) -> Result<Attachment, String> {
+    let kind = kind(interface, mode)?;
+    let program = programs.get(kind).map_err(|error| error.to_string())?;
+    let pin = pins.join(pin_name(interface.index, mode));
+    let (link, is_new) = match adopt(&pin, interface.index, mode, &program)? {
+        Some(link) => (link, false),
+        None => {
+            let link = Link::create(program.fd.as_fd(), interface.index, mode.hook());
+            (link.map_err(|error| cause(mode, &error, pins, interface))?, true)
+        }
+    };
+    let failed = |error: io::Error| format!("its link cannot be kept: {error}");
+    if is_new {
+        link.pin(&pin).map_err(failed)?;
+    }
+    let link_id = link.info().map_err(failed)?.id;
+    let reason = program.one_buffer.map_or_else(String::new, |why| {
+        format!(
+            "{}: frames over several buffers, so an MTU over some 3,500, are refused by XDP of this kernel (5.18 and later have it): {why}",
+            interface.name
+        )
+    });
+    Ok(Attachment {
+        index: interface.index,
+        name: interface.name.clone(),
+        mode,
+        kind,
+        reason,
+        link,
+        link_id,
+        program: program.id,
+        tried: Facts::of(interface),
+    })
+}
+
+/// The link pinned at `pin` with the program in it; `None` when there is none that lives.
+fn adopt(pin: &Path, index: u32, mode: Mode, program: &Loaded) -> Result<Option<Link>, String> {
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let found = Link::open(pin).and_then(|link| Ok((link.info()?, link)));
+    if let Ok((info, link)) = found
+        && info.interface == Some(index)
+        && info.is_tcx == (mode == Mode::Tcx)
+        && link.update(program.fd.as_fd()).is_ok()
+    {
+        return Ok(Some(link));
+    }
+    // Its interface was deleted, or it is none of ours: the pin holds nothing that is of use.
+    fs::remove_file(pin).map_err(|error| format!("{} cannot be removed: {error}", pin.display()))?;
+    Ok(None)
+}
+
+/// Why a link was refused, and what would help.
+fn cause(mode: Mode, error: &io::Error, pins: &Path, interface: &Interface) -> String {
+    let at_least = |major, minor| {
+        KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(major, minor, 0))
+    };
+    let is_own_generic = pins.join(pin_name(interface.index, Mode::Generic)).exists();
+    match (mode, error.raw_os_error()) {
+        (Mode::Native, Some(libc::EBUSY | libc::EEXIST)) if is_own_generic => {
+            "blocker itself is attached as generic XDP".to_owned()
+        }
+        (Mode::Native | Mode::Generic, Some(libc::EBUSY | libc::EEXIST)) => {
+            let which = interface.program.map_or_else(
+                || "a program of an interface above it".to_owned(),
+                |id| format!("another program (id {id})"),
+            );
+            format!(
+                "{which} is attached by XDP and is not replaced; once it is detached, this is tried again"
+            )
+        }
+        (Mode::Native, Some(libc::EOPNOTSUPP)) => {
+            let kind = if interface.kind.is_empty() { "network card" } else { &interface.kind };
+            format!("its driver ({kind}) has no native XDP")
+        }
+        (Mode::Tcx, _) if !at_least(6, 6) => "this kernel has no TCX (6.6 and later have)".to_owned(),
+        (Mode::Native | Mode::Generic, _) if !at_least(5, 9) => {
+            "this kernel has no links for XDP (5.9 and later have)".to_owned()
+        }
+        (Mode::Native, Some(libc::EINVAL | libc::ERANGE)) => format!(
+            "its driver refuses it as the interface is set up, with an MTU of {} ({error})",
+            interface.mtu
+        ),
+        _ => format!("the kernel refuses it ({error})"),
+    }
+}
+
+/// Puts the program that belongs there into a link.
+fn swap(attachment: &mut Attachment, programs: &mut Programs<'_>) -> Result<(), EnforceError> {
+    let program = programs.get(attachment.kind)?;
+    let updated = attachment.link.update(program.fd.as_fd());
+    attachment.program = program.id;
+    updated.map_err(|error| {
+        refused(format!("put the program into the link of {}", attachment.name), error.to_string(), "")
+    })
+}
+
+/// Pins a link where its pin is gone or another's.
+fn pin(attachment: &Attachment, pins: &Path) -> Result<(), EnforceError> {
+    let path = attachment.pin(pins);
+    let failed = |error: io::Error| {
+        refused(format!("pin the link of {} again", attachment.name), error.to_string(), "")
+    };
+    if path.exists() {
+        fs::remove_file(&path).map_err(failed)?;
+    }
+    attachment.link.pin(&path).map_err(failed)
+}
+
+/// The pins of links in a folder.
+fn link_pins(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("link-")).map(|entry| entry.path())
+}
+
+/// Takes the links that are pinned in the folder of another layout, without letting go of them.
+pub(super) fn move_links(from: &Path, to: &Path) -> Result<(), EnforceError> {
+    for pin in link_pins(from) {
+        let Some(name) = pin.file_name() else { continue };
+        if !to.join(name).exists() {
+            fs::rename(&pin, to.join(name))
+                .map_err(|error| refused(format!("move the pin {}", pin.display()), error.to_string(), ""))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes `pins` below `pin_dir` on bpffs, mounting that where nothing is mounted yet.
@@ -158,116 +630,4 @@ pub(super) fn hint(cause: &str) -> &'static str {
     } else {
         ""
     }
-}
-
-/// Attaches the program to an interface: by swapping it into the pinned link, else natively, else generically.
-pub(super) fn attach(
-    program: &mut Program,
-    pins: &Path,
-    interface: &str,
-    index: u32,
-) -> Result<Attachment, EnforceError> {
-    for mode in [NATIVE, GENERIC] {
-        if let Some(adopted) = adopt(program, &pins.join(pin_name(index, mode)), interface, index, mode)? {
-            return Ok(adopted);
-        }
-    }
-    let what = || format!("attach XDP to {interface}");
-    let (id, mode, reason) = match program.attach_to_if_index(index, XdpMode::Driver) {
-        Ok(id) => (id, NATIVE, String::new()),
-        Err(error) if is_taken(&error) => {
-            return Err(refused(
-                what(),
-                "another program is attached there and is not replaced",
-                "detach it, or use `backend = \"nftables\"`",
-            ));
-        }
-        Err(native) => {
-            let cause = chain(&native);
-            let id = program.attach_to_if_index(index, XdpMode::Skb).map_err(|error| {
-                let cause = chain(&error);
-                refused(what(), &cause, hint(&cause))
-            })?;
-            (id, GENERIC, format!("{interface} is generic because its driver refused native XDP ({cause})"))
-        }
-    };
-    let pin = pins.join(pin_name(index, mode));
-    let link: XdpLink = program.take_link(id).map_err(|error| refused(what(), chain(&error), ""))?;
-    let link: FdLink = link.try_into().map_err(|error: aya::programs::links::LinkError| {
-        refused(
-            what(),
-            chain(&error),
-            "this kernel has no XDP links (5.9 and later have); use `backend = \"nftables\"`",
-        )
-    })?;
-    let pinned =
-        link.pin(&pin).map_err(|error| refused(format!("pin {}", pin.display()), chain(&error), ""))?;
-    Ok(Attachment { interface: interface.to_owned(), mode, reason, index, link: Some(pinned.into()) })
-}
-
-/// Puts the program into the link pinned at `pin`, atomically; `None` when there is none that lives.
-fn adopt(
-    program: &mut Program,
-    pin: &Path,
-    interface: &str,
-    index: u32,
-    mode: &'static str,
-) -> Result<Option<Attachment>, EnforceError> {
-    if !pin.exists() {
-        return Ok(None);
-    }
-    if link::attached_to(pin) != Some(index) {
-        // Its interface was deleted: the link is dead, and the pin holds nothing.
-        fs::remove_file(pin)
-            .map_err(|error| refused(format!("remove {}", pin.display()), error.to_string(), ""))?;
-        return Ok(None);
-    }
-    let what = || format!("adopt the XDP link of {interface}");
-    let failed = |error: &dyn std::error::Error| refused(what(), chain(error), hint(&chain(error)));
-    let link: FdLink = PinnedLink::from_pin(pin).map_err(|error| failed(&error))?.into();
-    let link: XdpLink = link.try_into().map_err(|error: aya::programs::links::LinkError| failed(&error))?;
-    let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
-    let link = program.take_link(id).map_err(|error| failed(&error))?;
-    let link: FdLink = link.try_into().map_err(|error: aya::programs::links::LinkError| failed(&error))?;
-    let reason = if mode == GENERIC {
-        format!("{interface} is generic since its driver refused native XDP")
-    } else {
-        String::new()
-    };
-    Ok(Some(Attachment { interface: interface.to_owned(), mode, reason, index, link: Some(link) }))
-}
-
-/// EBUSY: another link or program holds the interface; EEXIST: one in the other mode.
-fn is_taken(error: &ProgramError) -> bool {
-    match error {
-        ProgramError::SyscallError(error) => {
-            matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
-        }
-        _ => false,
-    }
-}
-
-/// Detaches from interfaces that are not configured any more.
-pub(super) fn drop_others(pins: &Path, attachments: &[Attachment]) {
-    for entry in fs::read_dir(pins).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let ours = attachments.iter().any(|attachment| pin_name(attachment.index, attachment.mode) == name);
-        if name.starts_with("link-") && !ours {
-            let _gone = fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// Takes the links that are pinned in the folder of another layout, without letting go of them.
-pub(super) fn move_links(from: &Path, to: &Path) -> Result<(), EnforceError> {
-    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_string_lossy().starts_with("link-") && !to.join(&name).exists() {
-            fs::rename(entry.path(), to.join(&name)).map_err(|error| {
-                refused(format!("move the pin {}", entry.path().display()), error.to_string(), "")
-            })?;
-        }
-    }
-    Ok(())
 }

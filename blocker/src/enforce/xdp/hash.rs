@@ -13,23 +13,26 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, lpm_trie::LpmTrie},
-    programs::Xdp as Program,
 };
 use blocker_ebpf::{
     ALLOW_V4, ALLOW_V6, BAN_LENGTH, BAN_PACKETS, BAN_UNTIL, BANS_V4, BANS_V6, BANS_V6_64, BanValue, MAPS,
-    PREFIXES_V4, PREFIXES_V6, PROGRAM, STATE, StateValue,
+    PREFIXES_V4, PREFIXES_V6, PROGRAM, PROGRAM_ONE_BUFFER, PROGRAM_TCX, PROGRAM_TCX_BARE, STATE, StateValue,
 };
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     EnforceError, Held, attach, chain,
     key::{self, Key, Place},
+    programs::{Kind, Names, Programs},
     refused,
 };
 use crate::net::Prefix;
 
 /// The program as `cargo xtask build` made it, or nothing where there was no BPF toolchain.
 static OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));
+
+const NAMES: Names =
+    Names { xdp: PROGRAM, xdp_one_buffer: PROGRAM_ONE_BUFFER, tcx: PROGRAM_TCX, tcx_bare: PROGRAM_TCX_BARE };
 
 pub(super) fn is_built_in() -> bool {
     OBJECT.is_some()
@@ -71,9 +74,7 @@ impl Hash {
             }
         }
         this.mark_prefixes()?;
-        this.program()?
-            .load()
-            .map_err(|error| refused("load the XDP program", chain(&error), attach::hint(&chain(&error))))?;
+        this.programs().get(Kind::Xdp)?;
         Ok(this)
     }
 
@@ -81,11 +82,8 @@ impl Hash {
         &mut self.ebpf
     }
 
-    pub(super) fn program(&mut self) -> Result<&mut Program, EnforceError> {
-        let program = self.ebpf.program_mut(PROGRAM).and_then(|program| program.try_into().ok());
-        program.ok_or_else(|| {
-            refused("find the XDP program", "the built-in object has none", "build blocker again")
-        })
+    pub(super) fn programs(&mut self) -> Programs<'_> {
+        Programs { ebpf: &mut self.ebpf, names: NAMES }
     }
 
     /// The maps and where they are pinned.

@@ -1,29 +1,68 @@
-//! The few bpf(2) calls that the library does not offer: whether a pinned link is still attached, and to
-//! what, and one run of a program.
+//! The bpf(2) calls on links that the library does not offer as they are needed here, and one run of a program.
+//!
+//! A link is made as it is asked for or not at all: the library would go on with netlink, which takes the place of
+//! whatever is attached.
 
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BPF_LINK_TYPE_XDP: u32 = 6;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 
-/// `union bpf_attr` for BPF_OBJ_GET (linux/bpf.h).
+const BPF_LINK_TYPE_XDP: u32 = 6;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+/// Of no other program in particular: before all of them.
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// Where a program is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// By the driver, before there is a packet buffer.
+    Native,
+    /// By the stack, in XDP's place.
+    Generic,
+    /// By the stack, before everything else that may see the packet.
+    Tcx,
+}
+
+/// A link, attached or not any more.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Info {
+    pub(super) id: u32,
+    /// The id of its program.
+    pub(super) program: u32,
+    /// The interface it is attached to; `None` once that is gone or the link was detached.
+    pub(super) interface: Option<u32>,
+    pub(super) is_tcx: bool,
+}
+
+/// `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET (linux/bpf.h).
 #[repr(C)]
 #[derive(Default)]
-struct Get {
+struct Object {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
 }
 
-/// `union bpf_attr` for BPF_OBJ_GET_INFO_BY_FD.
+/// For BPF_OBJ_GET_INFO_BY_FD.
 #[repr(C)]
 #[derive(Default)]
 struct GetInfo {
@@ -32,7 +71,7 @@ struct GetInfo {
     info: u64,
 }
 
-/// `struct bpf_link_info` as far as an XDP link fills it.
+/// `struct bpf_link_info` as far as XDP and TCX links fill it.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -45,23 +84,31 @@ struct LinkInfo {
     rest: [u32; 15],
 }
 
-/// The interface that the XDP link pinned at `path` is attached to; `None` when it is attached to none any more, or
-/// there is no such link.
-pub(super) fn attached_to(path: &Path) -> Option<u32> {
-    let link = open(path).ok()?;
-    let mut info = LinkInfo::default();
-    let mut attr = GetInfo {
-        bpf_fd: u32::try_from(link.as_raw_fd()).ok()?,
-        info_len: u32::try_from(size_of::<LinkInfo>()).ok()?,
-        info: &raw mut info as u64,
-    };
-    // SAFETY: `attr` has the kernel's layout, and `info` is `info_len` writable bytes that outlive the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<GetInfo>()) };
-    (done == 0 && info.kind == BPF_LINK_TYPE_XDP && info.ifindex != 0).then_some(info.ifindex)
+/// For BPF_LINK_CREATE.
+#[repr(C)]
+#[derive(Default)]
+struct Create {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    /// Of the other program that a TCX link is to stand before or after, and which state of them all is meant.
+    relative: u32,
+    padding: u32,
+    expected_revision: u64,
 }
 
-/// `union bpf_attr` for BPF_PROG_TEST_RUN, as far as it is used.
+/// For BPF_LINK_UPDATE.
+#[repr(C)]
+#[derive(Default)]
+struct Update {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// For BPF_PROG_TEST_RUN, as far as it is used.
 #[repr(C)]
 #[derive(Default)]
 struct TestRun {
@@ -75,42 +122,94 @@ struct TestRun {
     duration: u32,
 }
 
+impl Link {
+    /// Attaches a program to an interface, by its index in this network namespace. Never takes anybody's place.
+    pub(super) fn create(program: BorrowedFd<'_>, interface: u32, hook: Hook) -> io::Result<Self> {
+        let (attach_type, flags) = match hook {
+            Hook::Native => (BPF_XDP, XDP_FLAGS_DRV_MODE),
+            Hook::Generic => (BPF_XDP, XDP_FLAGS_SKB_MODE),
+            Hook::Tcx => (BPF_TCX_INGRESS, BPF_F_BEFORE),
+        };
+        let prog_fd = number(program)?;
+        let mut attr = Create { prog_fd, target_ifindex: interface, attach_type, flags, ..Create::default() };
+        // SAFETY: the attribute is this command's and holds no pointer.
+        let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Opens a pinned one.
+    pub(super) fn open(pin: &Path) -> io::Result<Self> {
+        let pin = CString::new(pin.as_os_str().as_bytes())?;
+        let mut attr = Object { pathname: pin.as_ptr() as u64, ..Object::default() };
+        // SAFETY: the attribute is this command's, and the path is a C string that outlives the call.
+        let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Pins it, so that it outlives this process.
+    pub(super) fn pin(&self, pin: &Path) -> io::Result<()> {
+        let pin = CString::new(pin.as_os_str().as_bytes())?;
+        let bpf_fd = number(self.0.as_fd())?;
+        let mut attr = Object { pathname: pin.as_ptr() as u64, bpf_fd, ..Object::default() };
+        // SAFETY: as for opening.
+        unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
+    }
+
+    /// Puts a program in the place of the one it has, atomically.
+    pub(super) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let mut attr =
+            Update { link_fd: number(self.0.as_fd())?, new_prog_fd: number(program)?, ..Update::default() };
+        // SAFETY: the attribute is this command's and holds no pointer.
+        unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+    }
+
+    /// What the kernel says of it; an error where it is neither an XDP nor a TCX link.
+    pub(super) fn info(&self) -> io::Result<Info> {
+        let mut info = LinkInfo::default();
+        let info_len = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
+        let mut attr = GetInfo { bpf_fd: number(self.0.as_fd())?, info_len, info: &raw mut info as u64 };
+        // SAFETY: the attribute is this command's, and `info` is `info_len` writable bytes that outlive the call.
+        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+        if !matches!(info.kind, BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX) {
+            return Err(io::Error::other("it is another kind of link"));
+        }
+        Ok(Info {
+            id: info.id,
+            program: info.prog_id,
+            interface: (info.ifindex != 0).then_some(info.ifindex),
+            is_tcx: info.kind == BPF_LINK_TYPE_TCX,
+        })
+    }
+}
+
 /// Runs an XDP program once, on an empty frame.
 pub(super) fn run_once(program: BorrowedFd<'_>) -> io::Result<()> {
     // An Ethernet header, which the kernel insists on.
     let frame = [0_u8; 14];
     let mut attr = TestRun {
-        prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        prog_fd: number(program)?,
         data_size_in: 14,
         data_in: frame.as_ptr() as u64,
         repeat: 1,
         ..TestRun::default()
     };
-    // SAFETY: `attr` has the kernel's layout, and the frame is `data_size_in` bytes that outlive the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: the attribute is this command's, and the frame is `data_size_in` bytes that outlive the call.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
 }
 
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = Get { pathname: path.as_ptr() as u64, ..Get::default() };
-    // SAFETY: `attr` has the kernel's layout, and the path is a C string that outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<Get>()) };
-    if fd < 0 {
+fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
+/// # Safety
+/// `attr` has the kernel's layout for `command`, as far as it goes, and its pointers are good for the call.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+    // SAFETY: by the caller.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// The index of an interface in this network namespace (if_nametoindex(3)).
-pub(super) fn interface_index(name: &str) -> Option<u32> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: the name is a C string that outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => None,
-        index => Some(index),
-    }
+    RawFd::try_from(done).map_err(io::Error::other)
 }

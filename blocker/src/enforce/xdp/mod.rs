@@ -12,6 +12,7 @@
 
 use std::{
     fs, io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +20,6 @@ use std::{
 use aya::{
     Ebpf,
     maps::{MapData, PerCpuArray, PerCpuValues},
-    programs::Xdp as Program,
 };
 use blocker_ebpf::{LAYOUT_VERSION, TOTALS, Totals, table::LAYOUT};
 
@@ -35,10 +35,17 @@ mod hash;
 mod key;
 #[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
 mod link;
+mod programs;
+mod rtnl;
+mod select;
 mod table;
 
-use attach::Attachment;
+pub use attach::Mode;
+pub use select::Interfaces;
+
+use attach::{Attachments, Plan};
 use hash::Hash;
+use programs::{Kind, Programs};
 use table::{Buckets, Shape};
 
 /// Where objects are pinned when nobody says.
@@ -82,8 +89,14 @@ impl Layout {
 /// What to attach, and where to keep it.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Interfaces by name; at least one.
-    pub interfaces: Vec<String>,
+    /// Where strangers' packets come in.
+    pub interfaces: Interfaces,
+    /// Patterns of interfaces that are not meant.
+    pub exclude: Vec<String>,
+    /// How to attach, in the order in which it is tried.
+    pub modes: Vec<Mode>,
+    /// Whether nothing is to be attached where one of the interfaces takes no program.
+    pub all: bool,
     /// Bans at once; of each hash map, entries.
     pub bans_max: usize,
     /// A folder on bpffs; made when it is missing.
@@ -94,12 +107,27 @@ pub struct Options {
     pub exact: bool,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            interfaces: Interfaces::Auto,
+            exclude: Vec::new(),
+            modes: Mode::ALL.to_vec(),
+            all: false,
+            bans_max: 65_536,
+            pin_dir: PathBuf::from(PIN_DIR),
+            layout: Layout::default(),
+            exact: false,
+        }
+    }
+}
+
 /// The XDP enforcer.
 #[derive(Debug)]
 pub struct Xdp {
     bans: Bans,
     pins: PathBuf,
-    attachments: Vec<Attachment>,
+    attachments: Attachments,
     /// Why it is not the layout that was asked for; empty when it is.
     reason: String,
 }
@@ -140,10 +168,10 @@ impl Bans {
         }
     }
 
-    fn program(&mut self) -> Result<&mut Program, EnforceError> {
+    fn programs(&mut self) -> Programs<'_> {
         match self {
-            Self::Buckets(table) => table.program(),
-            Self::Hash(hash) => hash.program(),
+            Self::Buckets(table) => table.programs(),
+            Self::Hash(hash) => hash.programs(),
         }
     }
 
@@ -254,10 +282,8 @@ impl Xdp {
     /// Loads the program with the maps that are pinned, or new ones, and attaches it to every interface.
     ///
     /// # Errors
-    /// When a capability, bpffs or an interface is missing, or another program holds the interface. Nothing new stays
-    /// attached then.
+    /// When a capability or bpffs is missing, or no interface takes the program. Nothing new stays attached then.
     pub fn open(options: &Options) -> Result<Self, EnforceError> {
-        let indices = attach::indices(&options.interfaces)?;
         let mut layout = options.layout;
         let mut reason = String::new();
         let load = |layout: Layout| {
@@ -279,12 +305,14 @@ impl Xdp {
             bans = bans.take_over(&mut load(layout.other())?)?;
         }
         attach::move_links(&former, &pins)?;
-        let mut xdp = Self { bans, pins, attachments: Vec::new(), reason };
-        for (name, index) in indices {
-            let attachment = attach::attach(xdp.bans.program()?, &xdp.pins, &name, index)?;
-            xdp.attachments.push(attachment);
-        }
-        attach::drop_others(&xdp.pins, &xdp.attachments);
+        let plan = Plan {
+            wanted: options.interfaces.clone(),
+            exclude: options.exclude.clone(),
+            modes: options.modes.clone(),
+            all: options.all,
+        };
+        let attachments = Attachments::open(plan, &pins, &mut bans.programs())?;
+        let xdp = Self { bans, pins, attachments, reason };
         if let Bans::Buckets(table) = &xdp.bans {
             table.retire_others()?;
         }
@@ -306,23 +334,12 @@ impl Xdp {
 
     /// The loaded program, for benchmarks and tests through BPF_PROG_TEST_RUN.
     pub fn program_fd(&mut self) -> Option<std::os::fd::OwnedFd> {
-        use std::os::fd::AsFd as _;
-        self.bans.program().ok()?.fd().ok()?.as_fd().try_clone_to_owned().ok()
+        Some(self.bans.programs().get(Kind::Xdp).ok()?.fd)
     }
 
     /// Puts a table that was made anew in the place of the one in force.
     fn replace(&mut self, mut anew: Buckets) -> Result<(), EnforceError> {
-        let mut outcome = Ok(());
-        for attachment in &mut self.attachments {
-            match attach::attach(anew.program()?, &self.pins, &attachment.interface, attachment.index()) {
-                Ok(fresh) => *attachment = fresh,
-                // Repaired, it gets the new program.
-                Err(error) => {
-                    attachment.give_up();
-                    outcome = Err(error);
-                }
-            }
-        }
+        let mut outcome = self.attachments.swap(&mut anew.programs());
         if let Bans::Buckets(old) = &mut self.bans {
             outcome = outcome.and(anew.absorb(old));
         }
@@ -436,23 +453,8 @@ impl Enforcer for Xdp {
                 health = Health::Repaired;
             }
         }
-        let pins = self.pins.clone();
-        for place in 0..self.attachments.len() {
-            let Some(attachment) = self.attachments.get_mut(place) else { continue };
-            if attachment.is_sound(&pins) {
-                continue;
-            }
-            let name = attachment.interface.clone();
-            if attachment.is_live() {
-                attachment.pin_again(&pins)?;
-            } else {
-                let indices = attach::indices(std::slice::from_ref(&name))?;
-                let index = indices.first().map_or(0, |(_, index)| *index);
-                let fresh = attach::attach(self.bans.program()?, &pins, &name, index)?;
-                if let Some(old) = self.attachments.get_mut(place) {
-                    *old = fresh;
-                }
-            }
+        let attached = self.attachments.repair(&mut self.bans.programs())?;
+        if attached == Health::Repaired {
             health = Health::Repaired;
         }
         if let Bans::Buckets(table) = &mut self.bans {
@@ -462,22 +464,19 @@ impl Enforcer for Xdp {
     }
 
     fn describe(&self) -> Description {
-        let reasons: Vec<&str> = self
-            .attachments
-            .iter()
-            .map(|attachment| attachment.reason.as_str())
-            .chain([self.reason.as_str()])
-            .filter(|reason| !reason.is_empty())
-            .collect();
-        Description {
-            backend: "xdp",
-            attachments: self
-                .attachments
-                .iter()
-                .map(|attachment| format!("{}: {}", attachment.interface, attachment.mode))
-                .collect(),
-            reason: reasons.join("; "),
-        }
+        Description { backend: "xdp", attachments: self.attachments.attached(), reason: self.reason.clone() }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.attachments.notes()
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        self.attachments.troubles()
+    }
+
+    fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.attachments.changes()
     }
 
     fn close(self: Box<Self>, keep: Keep) -> Result<(), EnforceError> {

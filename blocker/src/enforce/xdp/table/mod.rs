@@ -27,8 +27,8 @@ use blocker_ebpf::{
     packet::Source,
     table::{
         self, BUCKET_SLOTS, CLOCK, FOREVER, JIFFIES, KEYS, LAYOUT, LAYOUT_WORD, MAPS, META, PREFILTER,
-        PREFILTER_WORDS, PROGRAM, Params, SEED_WORD, SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT,
-        Words, elements,
+        PREFILTER_WORDS, PROGRAM, PROGRAM_ONE_BUFFER, PROGRAM_TCX, PROGRAM_TCX_BARE, Params, SEED_WORD,
+        SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT, Words, elements,
     },
 };
 use rustix::{
@@ -36,7 +36,11 @@ use rustix::{
     time::{ClockId, clock_getres, clock_gettime},
 };
 
-use super::{EnforceError, Held, attach, chain, link, refused};
+use super::{
+    EnforceError, Held, attach, chain, link,
+    programs::{Kind, Names, Programs},
+    refused,
+};
 use crate::net::Prefix;
 
 #[cfg(test)]
@@ -49,6 +53,9 @@ use window::Windows;
 use writer::{At, Entry, Memory, Refusal, Writer};
 
 static OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_table_object.rs"));
+
+const NAMES: Names =
+    Names { xdp: PROGRAM, xdp_one_buffer: PROGRAM_ONE_BUFFER, tcx: PROGRAM_TCX, tcx_bare: PROGRAM_TCX_BARE };
 
 pub(super) fn is_built_in() -> bool {
     OBJECT.is_some()
@@ -293,8 +300,8 @@ impl Buckets {
         &mut self.ebpf
     }
 
-    pub(super) fn program(&mut self) -> Result<&mut Program, EnforceError> {
-        program(&mut self.ebpf, PROGRAM)
+    pub(super) fn programs(&mut self) -> Programs<'_> {
+        Programs { ebpf: &mut self.ebpf, names: NAMES }
     }
 
     /// The maps and where they are pinned.
@@ -606,9 +613,8 @@ fn instantiate(
     let failed =
         |what: &str, error: &dyn std::error::Error| refused(what, chain(error), attach::hint(&chain(error)));
     let mut ebpf = loader.load(object).map_err(|error| failed("load the table's maps", &error))?;
-    for name in [PROGRAM, CLOCK] {
-        program(&mut ebpf, name)?.load().map_err(|error| failed("load the table's program", &error))?;
-    }
+    program(&mut ebpf, CLOCK)?.load().map_err(|error| failed("load the table's clock", &error))?;
+    Programs { ebpf: &mut ebpf, names: NAMES }.get(Kind::Xdp)?;
     let maps = Maps::of(&ebpf, buckets)?;
     Ok((ebpf, maps))
 }
