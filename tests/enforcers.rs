@@ -30,6 +30,8 @@ use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for}
 
 #[path = "common/frame.rs"]
 mod frame;
+#[path = "enforcers/ports.rs"]
+mod ports;
 
 const BANS_MAX: usize = 1_000;
 
@@ -127,9 +129,10 @@ impl Stage {
         let now = now();
         let expected = self.oracle.entries(now).unwrap();
         let actual = self.enforcer().entries(now).unwrap();
-        let prefixes =
-            |entries: &[Entry]| entries.iter().map(|entry| entry.prefix.to_string()).collect::<Vec<_>>();
-        assert_eq!(prefixes(&actual), prefixes(&expected), "{:?}", self.backend);
+        let named = |entries: &[Entry]| {
+            entries.iter().map(|entry| format!("{} on {}", entry.prefix, entry.scope)).collect::<Vec<_>>()
+        };
+        assert_eq!(named(&actual), named(&expected), "{:?}", self.backend);
         for (actual, expected) in actual.iter().zip(&expected) {
             let near = match (actual.until, expected.until) {
                 (Until::At(a), Until::At(b)) => a.max(b).saturating_since(a.min(b)) <= Duration::from_secs(1),

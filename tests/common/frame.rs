@@ -58,12 +58,12 @@ pub(crate) fn kinds(v4: IpAddr, v6: IpAddr) -> Vec<Kind> {
     ]
 }
 
-fn frame(ethertype: &[u8], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(ethertype: &[u8], payload: &[u8]) -> Vec<u8> {
     [&MACS, ethertype, payload].concat()
 }
 
 /// With a total length and a checksum (RFC 791) that hold, so that the stack looks further; options are no-ops.
-fn ipv4(source: Ipv4Addr, first: u8, fragment: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ipv4(source: Ipv4Addr, first: u8, fragment: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let options = vec![1; usize::from(first & 0xf).saturating_sub(5) * 4];
     let length = u16::try_from(20 + options.len() + payload.len()).expect("a short frame").to_be_bytes();
     let [high, low] = fragment.to_be_bytes();
@@ -79,7 +79,7 @@ fn ipv4(source: Ipv4Addr, first: u8, fragment: u16, protocol: u8, payload: &[u8]
     header
 }
 
-fn ipv6(source: Ipv6Addr, next_header: u8, hop_limit: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ipv6(source: Ipv6Addr, next_header: u8, hop_limit: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).expect("a short frame");
     let mut header = vec![0x60, 0, 0, 0, 0, length, next_header, hop_limit];
     header.extend(source.octets());

@@ -34,7 +34,7 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, EnforceError> {
             .map(|enforcer| Chosen { enforcer, why: "xdp, as the configuration asks".to_owned() }),
         Backend::Nftables => open_nft(config)
             .map(|enforcer| Chosen { enforcer, why: "nftables, as the configuration asks".to_owned() }),
-        Backend::Auto => match open_xdp(config) {
+        Backend::Auto => match xdp_suffices(config).and_then(|()| open_xdp(config)) {
             Ok(enforcer) => {
                 Ok(Chosen { enforcer, why: "auto: XDP is the fastest and was to be had".to_owned() })
             }
@@ -48,6 +48,19 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, EnforceError> {
                     ..error
                 }),
         },
+    }
+}
+
+/// The XDP program looks at no ports, and refuses a ban on some.
+fn xdp_suffices(config: &Config) -> Result<(), EnforceError> {
+    match config.policy.jails.iter().find(|jail| !jail.scope.is_all()) {
+        None => Ok(()),
+        Some(jail) => Err(EnforceError {
+            what: format!("bans of the jail {} are on {}", jail.name, jail.scope),
+            cause: "the XDP program looks at no ports".to_owned(),
+            hint: String::new(),
+            prefix: None,
+        }),
     }
 }
 

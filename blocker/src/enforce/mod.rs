@@ -7,7 +7,8 @@ use std::{fmt, os::fd::BorrowedFd};
 
 use crate::{
     engine::Change,
-    net::{Prefix, Scope},
+    ledger::Ban,
+    net::{Prefix, SCOPES_MAX, Scope},
     time::{Timestamp, Until},
 };
 
@@ -144,6 +145,16 @@ pub struct EnforceError {
     pub hint: String,
     /// The change that was refused, where one was.
     pub prefix: Option<Prefix>,
+}
+
+/// That a ban has one list of ports too many. It is not put on other ports than were asked for.
+fn scopes_full(ban: &Ban) -> EnforceError {
+    EnforceError {
+        what: format!("ban {} on {}", ban.prefix, ban.scope),
+        cause: format!("bans are on {SCOPES_MAX} different lists of ports already"),
+        hint: "ban on all ports, or on a list that `blocker bans` shows".to_owned(),
+        prefix: Some(ban.prefix),
+    }
 }
 
 impl fmt::Display for EnforceError {

@@ -148,7 +148,7 @@ impl Nft {
         &mut self,
         prefixes: impl Iterator<Item = (Kind, Prefix)>,
     ) -> Result<HashMap<(Kind, Prefix), Element>, Refusal> {
-        let layout = self.layout;
+        let layout = self.layout.clone();
         let there = prefixes.map(|(kind, prefix)| (kind, prefix, layout.set_of(kind, prefix)));
         let there: Vec<_> = there.filter(|(.., set)| self.sets.contains(set)).collect();
         let mut known = HashMap::new();

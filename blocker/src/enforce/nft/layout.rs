@@ -26,10 +26,11 @@ use nftnl::{
 use super::{
     guard::Guard,
     message::Message,
+    ports::{self, Scopes},
     rule::{Rule, Verdict, no_rules},
     shard::Shards,
 };
-use crate::net::Prefix;
+use crate::net::{Prefix, SCOPES_MAX};
 
 /// The table, in the family `inet`.
 pub(super) const TABLE: &str = "blocker";
@@ -58,6 +59,15 @@ pub(super) enum Kind {
     Ban,
     /// Its sources pass.
     Allow,
+    /// Its sources are dropped when they go to the ports of the list with this number.
+    Ports(u8),
+}
+
+impl Kind {
+    /// Whether it drops.
+    pub(super) fn is_ban(self) -> bool {
+        self != Self::Allow
+    }
 }
 
 /// One set: the prefixes of one kind, family and length, or the shard of them that has this number.
@@ -70,7 +80,7 @@ pub(super) struct SetId {
 }
 
 impl SetId {
-    /// `ban4_32`, `allow6_64`, `ban4_32_s7`.
+    /// `ban4_32`, `allow6_64`, `ban4_32_s7`, `ports4_3_32`.
     pub(super) fn name(self) -> String {
         let (root, length) = (root(self.kind, self.v6), self.length);
         match self.shard {
@@ -81,11 +91,18 @@ impl SetId {
 
     /// The set of this name, when it is one of ours.
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        let (kind, rest) = match name.strip_prefix("ban") {
+        let (mut kind, rest) = match name.strip_prefix("ban") {
             Some(rest) => (Kind::Ban, rest),
-            None => (Kind::Allow, name.strip_prefix("allow")?),
+            None => (Kind::Allow, name.strip_prefix("allow").or_else(|| name.strip_prefix("ports"))?),
         };
-        let (family, rest) = rest.split_once('_')?;
+        let (family, mut rest) = rest.split_once('_')?;
+        if name.starts_with("ports") {
+            let (number, length) = rest.split_once('_')?;
+            kind = Kind::Ports(
+                number.parse().ok().filter(|number| (1..=SCOPES_MAX).contains(&usize::from(*number)))?,
+            );
+            rest = length;
+        }
         let (length, shard) = match rest.split_once("_s") {
             None => (rest, None),
             Some((length, shard)) => (length, Some(shard.parse().ok()?)),
@@ -127,20 +144,20 @@ impl SetId {
     /// The lookup of this set itself.
     fn lookup(self, chain: &str) -> Message {
         let verdict = match self.kind {
-            Kind::Ban => Verdict::Goto(DROPPED),
+            Kind::Ban | Kind::Ports(_) => Verdict::Goto(DROPPED),
             Kind::Allow => Verdict::Accept,
         };
         self.rule(chain).if_in(&self.name()).verdict(verdict).message(TABLE)
     }
 }
 
-/// `ban4`, `allow6`: the chain of a kind and family, with which its sets' names begin.
-fn root(kind: Kind, v6: bool) -> &'static str {
-    match (kind, v6) {
-        (Kind::Ban, false) => "ban4",
-        (Kind::Ban, true) => "ban6",
-        (Kind::Allow, false) => "allow4",
-        (Kind::Allow, true) => "allow6",
+/// `ban4`, `allow6`, `ports4_3`: the chain of a kind and family, with which its sets' names begin.
+pub(super) fn root(kind: Kind, v6: bool) -> String {
+    let family = if v6 { 6 } else { 4 };
+    match kind {
+        Kind::Ban => format!("ban{family}"),
+        Kind::Allow => format!("allow{family}"),
+        Kind::Ports(number) => format!("{}_{number}", ports::dispatch(v6)),
     }
 }
 
@@ -158,12 +175,14 @@ pub(super) struct SetFacts {
 }
 
 /// What distinguishes one table of ours from another.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub(super) bans_max: usize,
     /// Whether each ban counts its packets.
     pub(super) counters: bool,
     pub(super) shards: Shards,
+    /// Which lists of ports bans are on.
+    pub(super) scopes: Scopes,
 }
 
 impl Layout {
@@ -218,13 +237,14 @@ impl Layout {
             Some(shard) => self.is_sharded(set.kind, set.length) && u32::from(shard) < self.shards.count,
             None => !self.is_sharded(set.kind, set.length),
         };
-        let bans = set.kind == Kind::Ban;
-        fits.then(|| SetFacts {
+        let bans = set.kind.is_ban();
+        let note = self.scopes.note(set.kind)?;
+        fits.then_some(SetFacts {
             flags: if bans { libc::NFT_SET_TIMEOUT as u32 } else { 0 },
             key_bytes: set.key_bytes().into(),
             size: Some(self.capacity(set)),
             counts: bans && self.counters,
-            note: Vec::new(),
+            note,
         })
     }
 
@@ -233,7 +253,7 @@ impl Layout {
         let facts = self.facts(name).unwrap_or_default();
         // For `nft list`: 7 ipv4_addr, 8 ipv6_addr; 4, a number, for the guards.
         let key_type = match facts.key_bytes {
-            _ if !facts.note.is_empty() => 4,
+            _ if SetId::from_name(name).is_none() => 4,
             16 => 8,
             _ => 7,
         };
@@ -271,6 +291,11 @@ impl Layout {
             let chain = set.name();
             batch.add(&create_chain(TABLE, &chain), MsgType::Add);
             batch.add(&set.lookup(&chain), MsgType::Add);
+        }
+        if matches!(set.kind, Kind::Ports(_)) {
+            for chain in [ports::dispatch(set.v6), &root(set.kind, set.v6)] {
+                batch.add(&create_chain(TABLE, chain), MsgType::Add);
+            }
         }
     }
 
@@ -324,7 +349,7 @@ impl Layout {
 
     /// Replaces the rules that ask sets of one kind and family, longest prefixes first.
     pub(super) fn lookups(&self, batch: &mut Batch, kind: Kind, v6: bool, sets: &BTreeSet<SetId>) {
-        let root = root(kind, v6);
+        let root = &root(kind, v6);
         batch.add(&no_rules(root), MsgType::Del);
         for guard in Guard::ALL.into_iter().filter(|guard| (guard.kind(), guard.is_v6()) == (kind, v6)) {
             batch.add(&no_rules(guard.name()), MsgType::Del);
@@ -344,7 +369,7 @@ impl Layout {
                 batch.add(&rule.message(TABLE), MsgType::Add);
             }
             asked = guard;
-            let chain = guard.map_or(root, Guard::name);
+            let chain = guard.map_or(root.as_str(), |guard| guard.name());
             if self.is_sharded(kind, set.length) {
                 let shards: Vec<SetId> =
                     sets.iter().filter(|one| SetId { shard: None, ..**one } == set).copied().collect();
@@ -354,6 +379,10 @@ impl Layout {
             } else {
                 batch.add(&set.lookup(chain), MsgType::Add);
             }
+        }
+        if kind == Kind::Ban && ports::any(sets, v6) {
+            let rule = Rule::of(root).verdict(Verdict::Goto(ports::dispatch(v6)));
+            batch.add(&rule.message(TABLE), MsgType::Add);
         }
     }
 
@@ -374,6 +403,10 @@ impl Layout {
         }
         for (kind, v6) in [(Kind::Ban, false), (Kind::Ban, true), (Kind::Allow, false), (Kind::Allow, true)] {
             self.lookups(batch, kind, v6, sets);
+        }
+        for v6 in [false, true] {
+            ports::kinds(sets, v6).for_each(|kind| self.lookups(batch, kind, v6, sets));
+            ports::dispatch_rules(batch, &self.scopes, v6, sets);
         }
         let drop = Rule::of(DROPPED).counted(dropped).verdict(Verdict::Drop);
         batch.add(&drop.message(TABLE), MsgType::Add);
@@ -462,7 +495,12 @@ pub(super) fn chains(sets: &BTreeSet<SetId>) -> BTreeSet<ChainFacts> {
     let hook = (libc::NF_INET_PRE_ROUTING as u32, PRIORITY.cast_unsigned(), libc::NF_ACCEPT as u32);
     let shards = sets.iter().filter(|set| set.shard.is_some()).map(|set| (set.name(), None));
     let plain = CHAINS.into_iter().map(|name| (name.to_owned(), None));
-    plain.chain(shards).chain([(BASE.to_owned(), Some(hook))]).collect()
+    let on_ports = [false, true].into_iter().flat_map(|v6| {
+        let chains = ports::kinds(sets, v6).map(move |kind| root(kind, v6));
+        chains.chain(ports::any(sets, v6).then(|| ports::dispatch(v6).to_owned()))
+    });
+    let on_ports = on_ports.map(|name| (name, None));
+    plain.chain(shards).chain(on_ports).chain([(BASE.to_owned(), Some(hook))]).collect()
 }
 
 /// The link lives on these also for a banned neighbour: the same frames that the XDP program lets pass.
@@ -532,7 +570,7 @@ mod tests {
     use super::*;
 
     fn layout(bans_max: usize) -> Layout {
-        Layout { bans_max, counters: true, shards: Shards::of(bans_max) }
+        Layout { bans_max, counters: true, shards: Shards::of(bans_max), scopes: Scopes::default() }
     }
 
     #[test]

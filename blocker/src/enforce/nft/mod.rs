@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::{Counters, Description, EnforceError, Enforcer, Entry, Health, Keep};
 use crate::{
     engine::Change,
-    net::{Prefix, Scope},
+    net::Prefix,
     time::{Timestamp, Until},
 };
 
@@ -33,6 +33,7 @@ mod element;
 mod guard;
 mod layout;
 mod message;
+mod ports;
 mod rule;
 mod shard;
 #[expect(unsafe_code, reason = "libmnl's socket and setsockopt(2)")]
@@ -44,6 +45,7 @@ use element::{Act, Element};
 use guard::Guard;
 use layout::{Kind, Layout, SetId};
 use message::Message;
+use ports::Scopes;
 use shard::Shards;
 use socket::{Refusal, Socket};
 use transaction::guard_keys;
@@ -90,6 +92,8 @@ pub struct Nft {
     lacks: Vec<&'static str>,
     /// Sets that exist, and have their rule.
     sets: BTreeSet<SetId>,
+    /// The bans on ports that the kernel may hold, by the number of their list.
+    on_ports: BTreeMap<u8, BTreeSet<Prefix>>,
     /// Keys that the guards hold.
     guarded: HashSet<(Guard, u32)>,
     /// How many they were when they were last written anew.
@@ -158,10 +162,11 @@ impl Nft {
         let Options { bans_max, counters, .. } = options;
         Ok(Self {
             socket,
-            layout: Layout { bans_max, counters, shards: Shards::of(bans_max) },
+            layout: Layout { bans_max, counters, shards: Shards::of(bans_max), scopes: Scopes::default() },
             flags: 0,
             lacks: Vec::new(),
             sets: BTreeSet::new(),
+            on_ports: BTreeMap::new(),
             guarded: HashSet::new(),
             guarded_fresh: 0,
             shape: Shape::new(),
@@ -231,19 +236,30 @@ impl Nft {
         if let Some(noted) = noted.filter(|noted| noted.count == self.layout.shards.count) {
             self.layout.shards = noted;
         }
-        let held: BTreeSet<SetId> = facts.keys().filter_map(|name| SetId::from_name(name)).collect();
+        let mut held: BTreeSet<SetId> = facts.keys().filter_map(|name| SetId::from_name(name)).collect();
+        // On which ports the bans of a set are must be known: they are not to be widened.
+        held.retain(|set| match set.kind {
+            Kind::Ban | Kind::Allow => true,
+            Kind::Ports(number) => facts
+                .get(&set.name())
+                .and_then(|facts| ports::from_note(&facts.note))
+                .is_some_and(|scope| self.layout.scopes.adopt(number, &scope)),
+        });
         let dropped = if exists { self.ask_dropped()? } else { (0, 0) };
         let fits = self.fits(found.map(|table| table.flags), &facts, &held)?;
 
-        let layout = self.layout;
+        let layout = self.layout.clone();
+        self.on_ports.clear();
         let mut elements: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
         let mut keys = BTreeSet::new();
         for set in &held {
             // Where the sets stay, only what is behind guards has to be known.
-            if fits && Guard::of(set.kind, set.v6, set.length).is_none() {
+            let on_ports = matches!(set.kind, Kind::Ports(_));
+            if fits && !on_ports && Guard::of(set.kind, set.v6, set.length).is_none() {
                 continue;
             }
             for element in self.ask_elements(*set)? {
+                self.see(set.kind, element.prefix, true);
                 keys.extend(guard_keys(set.kind, element.prefix));
                 if !fits {
                     let (packets, bytes) =
@@ -338,12 +354,13 @@ impl Enforcer for Nft {
     fn entries(&mut self, now: Timestamp) -> Result<Vec<Entry>, EnforceError> {
         let start = Instant::now();
         let mut entries = Vec::new();
-        for set in self.sets.clone().into_iter().filter(|set| set.kind == Kind::Ban) {
+        for set in self.sets.clone().into_iter().filter(|set| set.kind.is_ban()) {
+            let Some(scope) = self.layout.scopes.scope(set.kind) else { continue };
             let elements =
                 self.ask_elements(set).map_err(|refusal| error("read the bans from nftables", &refusal))?;
             entries.extend(elements.into_iter().map(|element| Entry {
                 prefix: element.prefix,
-                scope: Scope::ALL,
+                scope: scope.clone(),
                 until: match element.left_ms {
                     Some(left) => Until::At(now.saturating_add(Duration::from_millis(left))),
                     None => Until::Forever,
@@ -352,7 +369,7 @@ impl Enforcer for Nft {
             }));
         }
         entries.retain(|entry| !entry.until.is_over(now));
-        entries.sort_unstable_by_key(|entry| entry.prefix);
+        entries.sort_unstable_by(|a, b| (&a.scope, a.prefix).cmp(&(&b.scope, b.prefix)));
         self.listing = start.elapsed();
         Ok(entries)
     }

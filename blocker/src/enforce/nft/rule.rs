@@ -7,6 +7,10 @@ use super::{element::counter, layout::TABLE, message::Message, shard::Shards};
 
 const REGISTER: u32 = libc::NFT_REG_1 as u32;
 const REGISTER_VERDICT: u32 = libc::NFT_REG_VERDICT as u32;
+/// `NFT_META_L4PROTO`.
+const META_L4PROTO: u32 = 16;
+/// The fragment header of IPv6.
+const FRAGMENT: u8 = 44;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
@@ -66,10 +70,49 @@ impl Rule {
         let loaded = self.expression("meta", |m| {
             m.u32(1, REGISTER).u32(2, libc::NFT_META_NFPROTO as u32);
         });
+        loaded.compared(libc::NFT_CMP_EQ, &[if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }])
+    }
+
+    /// For all fragments but the first. Whether the kernel takes what stands in one for a transport header depends on
+    /// how it loads that.
+    pub(super) fn later_fragment(self, v6: bool) -> Self {
+        let loaded = if v6 {
+            // NFTA_EXTHDR_DREG, _TYPE, _OFFSET, _LEN: of packets without the header the rule is none.
+            self.expression("exthdr", |m| {
+                m.u32(1, REGISTER).bytes(2, &[FRAGMENT]).u32(3, 2).u32(4, 2);
+            })
+        } else {
+            self.expression("payload", |m| {
+                m.u32(1, REGISTER).u32(2, libc::NFT_PAYLOAD_NETWORK_HEADER as u32).u32(3, 6).u32(4, 2);
+            })
+        };
+        // The offset, in units of 8 bytes (RFC 791 3.1, RFC 8200 4.5).
+        let offset = if v6 { 0xfff8_u16 } else { 0x1fff };
+        loaded.masked(&offset.to_be_bytes()).compared(libc::NFT_CMP_NEQ, &[0, 0])
+    }
+
+    /// For packets of a protocol to one of these ports.
+    pub(super) fn destined(self, protocol: u8, first: u16, last: u16) -> Self {
+        let loaded = self.expression("meta", |m| {
+            m.u32(1, REGISTER).u32(2, META_L4PROTO);
+        });
+        let loaded = loaded.compared(libc::NFT_CMP_EQ, &[protocol]).expression("payload", |m| {
+            m.u32(1, REGISTER).u32(2, libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32).u32(3, 2).u32(4, 2);
+        });
+        if first == last {
+            return loaded.compared(libc::NFT_CMP_EQ, &first.to_be_bytes());
+        }
+        loaded
+            .compared(libc::NFT_CMP_GTE, &first.to_be_bytes())
+            .compared(libc::NFT_CMP_LTE, &last.to_be_bytes())
+    }
+
+    /// Goes on where what is loaded compares so.
+    fn compared(self, operator: libc::c_int, bytes: &[u8]) -> Self {
         // NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA.
-        loaded.expression("cmp", |m| {
-            m.u32(1, REGISTER).u32(2, libc::NFT_CMP_EQ as u32).nest(3, |m| {
-                m.bytes(1, &[if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }]);
+        self.expression("cmp", |m| {
+            m.u32(1, REGISTER).u32(2, operator.cast_unsigned()).nest(3, |m| {
+                m.bytes(1, bytes);
             });
         })
     }

@@ -15,10 +15,11 @@ use super::{
     error,
     guard::Guard,
     layout::{Kind, SetId},
+    ports::{self, Scopes},
     socket::Refusal,
 };
 use crate::{
-    enforce::EnforceError,
+    enforce::{EnforceError, scopes_full},
     engine::Change,
     net::Prefix,
     time::{Timestamp, Until},
@@ -59,19 +60,34 @@ impl Nft {
         let allowlist = |change: &&Change| matches!(change, Change::Allow { .. } | Change::Disallow { .. });
         let mut lasting = before.iter().filter(allowlist).chain(after).peekable();
         let mut flush = flushed.is_some();
-        let mut first_error = changes.iter().find_map(|change| match change {
-            Change::Ban(ban) if !ban.scope.is_all() => Some(EnforceError {
-                what: format!("ban {} on {}", ban.prefix, ban.scope),
-                cause: "nftables bans on all ports only here".to_owned(),
-                hint: "ban on all ports".to_owned(),
-                prefix: Some(ban.prefix),
-            }),
-            _ => None,
-        });
+        let mut first_error = None;
         while lasting.peek().is_some() {
             // A flush goes with the first part, so that what stays banned is never free.
-            let part = wishes(lasting.by_ref().take(CHANGES_MAX), now);
-            if let Err((refusal, prefix)) = self.apply_part(std::mem::take(&mut flush), &part) {
+            let mut part = Vec::new();
+            let mut full = None;
+            for change in lasting.by_ref().take(CHANGES_MAX) {
+                if let Change::Ban(ban) = change
+                    && !self.layout.scopes.take(&ban.scope)
+                {
+                    full = Some(ban);
+                    break;
+                }
+                part.push(change);
+            }
+            let part = wishes(part.into_iter(), &self.layout.scopes, now);
+            let mut done = self.apply_part(std::mem::take(&mut flush), &part);
+            // What is not taken away now is the next time.
+            let _later = self.retire_scopes();
+            if let Some(ban) = full {
+                // What came before may have made room.
+                if self.layout.scopes.take(&ban.scope) {
+                    let again = wishes([Change::Ban(ban.clone())].iter(), &self.layout.scopes, now);
+                    done = done.and(self.apply_part(false, &again));
+                } else {
+                    first_error.get_or_insert(scopes_full(ban));
+                }
+            }
+            if let Err((refusal, prefix)) = done {
                 let mut what = format!("write {} changes to nftables", changes.len());
                 if let Some(prefix) = prefix {
                     let _infallible = write!(what, ": {prefix}");
@@ -129,7 +145,7 @@ impl Nft {
 
     /// Writes one transaction, given what is there of the prefixes it changes.
     fn write(&mut self, flush: bool, wishes: &[Wish], known: &Known, add: Act) -> Result<(), Refusal> {
-        let layout = self.layout;
+        let layout = self.layout.clone();
         let mut batch = Batch::new();
         let mut sets = self.sets.clone();
         let mut keys: BTreeSet<(Guard, u32)> = BTreeSet::new();
@@ -161,12 +177,18 @@ impl Nft {
             sets.insert(*set);
         }
         let chains: BTreeSet<(Kind, bool)> = made.iter().map(|set| (set.kind, set.v6)).collect();
-        for (kind, v6) in chains {
-            layout.lookups(&mut batch, kind, v6, &sets);
+        for (kind, v6) in &chains {
+            layout.lookups(&mut batch, *kind, *v6, &sets);
+        }
+        for v6 in [false, true] {
+            if chains.iter().any(|(kind, family)| matches!(kind, Kind::Ports(_)) && *family == v6) {
+                layout.lookups(&mut batch, Kind::Ban, v6, &sets);
+                ports::dispatch_rules(&mut batch, &layout.scopes, v6, &sets);
+            }
         }
         if flush {
             let guards = Guard::ALL.into_iter().filter(|guard| guard.kind() == Kind::Ban);
-            let names = self.sets.iter().filter(|set| set.kind == Kind::Ban).map(|set| set.name());
+            let names = self.sets.iter().filter(|set| set.kind.is_ban()).map(|set| set.name());
             for name in names.chain(guards.map(|guard| guard.name().to_owned())) {
                 element::clear(&mut batch, &name);
             }
@@ -183,12 +205,15 @@ impl Nft {
             element::write(&mut batch, add, *set, elements);
         }
         if !flush && old.is_empty() && new.is_empty() {
+            self.see_all(wishes);
             return Ok(());
         }
         self.send(batch)?;
         if flush {
+            self.on_ports.clear();
             self.guarded.retain(|(guard, _)| guard.kind() == Kind::Allow);
         }
+        self.see_all(wishes);
         self.guarded.extend(keys);
         if !made.is_empty() {
             self.sets = sets;
@@ -198,6 +223,13 @@ impl Nft {
             self.rebuild()?;
         }
         Ok(())
+    }
+
+    /// Notes what became of the wishes that are about ports.
+    fn see_all(&mut self, wishes: &[Wish]) {
+        for (kind, prefix, goal) in wishes.iter().filter(|(kind, ..)| matches!(kind, Kind::Ports(_))) {
+            self.see(*kind, *prefix, matches!(goal, Goal::Held(_)));
+        }
     }
 
     /// Writes keys of guards.
@@ -216,16 +248,20 @@ pub(super) fn guard_keys(kind: Kind, prefix: Prefix) -> impl Iterator<Item = (Gu
 }
 
 /// What changes come to: the last word on each prefix, in the order in which the prefixes were first named.
-fn wishes<'a>(changes: impl Iterator<Item = &'a Change>, now: Timestamp) -> Vec<Wish> {
+fn wishes<'a>(changes: impl Iterator<Item = &'a Change>, scopes: &Scopes, now: Timestamp) -> Vec<Wish> {
     let mut wishes: Vec<Wish> = Vec::with_capacity(changes.size_hint().0);
     let mut places: HashMap<(Kind, Prefix), usize> = HashMap::with_capacity(changes.size_hint().0);
     for change in changes {
         let (kind, prefix, goal) = match change {
-            // Never widened: whoever bans on some ports wants the others open. `apply` says so.
-            Change::Ban(ban) if !ban.scope.is_all() => continue,
-            Change::Unban { scope, .. } if !scope.is_all() => continue,
-            Change::Ban(ban) => (Kind::Ban, ban.prefix, goal(ban.until, now)),
-            Change::Unban { prefix, .. } => (Kind::Ban, *prefix, Goal::Gone),
+            // Of a scope without a number there is none to lift.
+            Change::Ban(ban) => match scopes.kind(&ban.scope) {
+                Some(kind) => (kind, ban.prefix, goal(ban.until, now)),
+                None => continue,
+            },
+            Change::Unban { prefix, scope } => match scopes.kind(scope) {
+                Some(kind) => (kind, *prefix, Goal::Gone),
+                None => continue,
+            },
             Change::Allow { prefix } => (Kind::Allow, *prefix, Goal::Held(None)),
             Change::Disallow { prefix } => (Kind::Allow, *prefix, Goal::Gone),
             // Of the part that it begins.
