@@ -230,13 +230,13 @@ fn a_restart_adopts_the_maps_and_their_counts_and_another_size_keeps_them_too() 
         let frame = frame::tcp(address("203.0.113.9"));
         stage.apply(&[ban("203.0.113.9", None), ban("10.0.0.0/8", None)]);
         stage.verdict(&frame);
-        for bans_max in [100, 200, 50] {
-            stage.options.bans_max = bans_max;
+        for (bans_max, exact) in [(100, false), (1_000, false), (50, true), (50, false)] {
+            (stage.options.bans_max, stage.options.exact) = (bans_max, exact);
             stage.reopen(Keep::InForce);
-            assert_eq!(stage.verdict(&frame), XDP_DROP, "with {bans_max}");
+            assert_eq!(stage.verdict(&frame), XDP_DROP, "with {bans_max}, exact {exact}");
         }
-        assert_eq!(stage.banned(), [("10.0.0.0/8".to_owned(), 0), ("203.0.113.9".to_owned(), 4)]);
-        assert_eq!(stage.xdp().counters().unwrap().packets, 4);
+        assert_eq!(stage.banned(), [("10.0.0.0/8".to_owned(), 0), ("203.0.113.9".to_owned(), 5)]);
+        assert_eq!(stage.xdp().counters().unwrap().packets, 5);
         stage.reopen(Keep::Nothing);
         assert_eq!(stage.verdict(&frame), XDP_PASS);
         assert_eq!(stage.banned(), []);

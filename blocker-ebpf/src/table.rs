@@ -15,17 +15,21 @@ pub const LAYOUT: u64 = 2;
 
 /// Fingerprints, a bucket to an element.
 pub const SLOTS: &str = "SLOTS";
-/// End and packets of each slot, a bucket to an element.
+/// End and packets of each slot, a bucket to an element, and behind them the codes of all its slots, which tell the agent
+/// what prefix a fingerprint stands for.
 pub const META: &str = "META";
-/// The prefix of each slot: two words, of the whole bucket in an element. The program reads it only in exact mode.
+/// The prefix of each slot: two words, of the whole bucket in an element. It has one element only unless the table is
+/// exact.
 pub const KEYS: &str = "KEYS";
+/// The first 64 bits of IPv6 prefixes longer than that, by their fingerprint: all else can be had from the fingerprint.
+pub const HIGHS: &str = "HIGHS";
 /// A bit for every IPv4 /24, then one for every hash of an IPv6 /48: not set where no source is banned.
 pub const PREFILTER: &str = "PREFILTER";
 /// What the writer tells the program: [`StateWords`].
 pub const TABLE: &str = "TABLE";
 
 /// The maps of one table.
-pub const MAPS: [&str; 5] = [SLOTS, META, KEYS, PREFILTER, TABLE];
+pub const MAPS: [&str; 6] = [SLOTS, META, KEYS, HIGHS, PREFILTER, TABLE];
 
 /// The program's name in the object.
 pub const PROGRAM: &str = "blocker_table";
@@ -40,6 +44,8 @@ pub const CLOCK: &str = "blocker_clock";
 
 /// Fingerprints in a bucket: 64 bytes, a cache line.
 pub const BUCKET_SLOTS: usize = 8;
+/// Words of a bucket in [`META`]: one for each slot, then 16 bits for each.
+pub const BUCKET_META: usize = BUCKET_SLOTS + BUCKET_SLOTS / 4;
 /// Words of a bucket in [`KEYS`].
 pub const BUCKET_KEYS: usize = 2 * BUCKET_SLOTS;
 /// Buckets that are looked at for one fingerprint. At half load 3 of a million find no room in them, and the table is
@@ -165,12 +171,27 @@ impl Key {
     /// IPv6 prefixes of one length with the same first half.
     #[inline(always)]
     pub const fn fingerprint(self, seed: u64) -> u64 {
+        if self.is_v4() { mix(seed ^ self.low ^ self.code << 56) } else { mix(self.spread(seed) ^ self.low) }
+    }
+
+    /// What an IPv6 prefix's first half makes of its second. A factor that nobody knows keeps the lengths apart: an
+    /// address cannot be chosen that is taken for the /64 around it.
+    #[inline(always)]
+    const fn spread(self, seed: u64) -> u64 {
+        mix(self.high ^ seed).wrapping_mul(self.code << 1 | 1)
+    }
+
+    /// The key that a fingerprint stands for. This has its code, and of an IPv6 prefix the half that cannot be had from
+    /// the fingerprint: the second of one of 64 bits at most, else the first.
+    pub const fn complete(self, fingerprint: u64, seed: u64) -> Self {
+        let mixed = unmix(fingerprint);
         if self.is_v4() {
-            mix(seed ^ self.low ^ self.code << 56)
+            Self { low: mixed ^ seed ^ self.code << 56, ..self }
+        } else if self.code & 0xff > 64 {
+            Self { low: mixed ^ self.spread(seed), ..self }
         } else {
-            // A factor that nobody knows keeps the lengths apart: an address cannot be chosen that is taken for the
-            // /64 around it.
-            mix(mix(self.high ^ seed).wrapping_mul(self.code << 1 | 1) ^ self.low)
+            let spread = mixed ^ self.low;
+            Self { high: unmix(spread.wrapping_mul(inverse(self.code << 1 | 1))) ^ seed, ..self }
         }
     }
 }
@@ -190,6 +211,26 @@ pub const fn mix(mut x: u64) -> u64 {
 #[inline(always)]
 pub const fn elements(buckets: u32) -> u32 {
     buckets.saturating_add(PROBES_MAX - 1)
+}
+
+/// What [`mix`] made this of.
+pub const fn unmix(mut x: u64) -> u64 {
+    // A step `x ^= x >> 33` is its own inverse; that of a product is a product by the factor's inverse.
+    x ^= x >> 33;
+    x = x.wrapping_mul(inverse(0xc4ce_b9fe_1a85_ec53));
+    x ^= x >> 33;
+    x = x.wrapping_mul(inverse(0xff51_afd7_ed55_8ccd));
+    x ^ x >> 33
+}
+
+/// The number whose product with this odd one is 1 (Newton's iteration, which doubles the right bits each time).
+const fn inverse(odd: u64) -> u64 {
+    let (mut inverse, mut bits) = (odd, 3);
+    while bits < 64 {
+        inverse = inverse.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(inverse)));
+        bits *= 2;
+    }
+    inverse
 }
 
 /// Where the search for a fingerprint begins.
@@ -222,7 +263,7 @@ pub trait Table {
     type Words: Words;
     /// [`BUCKET_SLOTS`] words of [`SLOTS`].
     fn bucket(&self, index: u32) -> Option<Self::Words>;
-    /// [`BUCKET_SLOTS`] words of [`META`].
+    /// [`BUCKET_META`] words of [`META`].
     fn meta(&self, index: u32) -> Option<Self::Words>;
     /// [`BUCKET_KEYS`] words of [`KEYS`].
     fn keys(&self, index: u32) -> Option<Self::Words>;
@@ -402,17 +443,6 @@ mod tests {
 
     use super::*;
 
-    /// The inverse of a step `x ^= x >> 33` is the step itself; that of a product, a product by the inverse.
-    fn unmix(mut x: u64) -> u64 {
-        let inverse =
-            |odd: u64| (0..6).fold(odd, |y, _| y.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(y))));
-        x ^= x >> 33;
-        x = x.wrapping_mul(inverse(0xc4ce_b9fe_1a85_ec53));
-        x ^= x >> 33;
-        x = x.wrapping_mul(inverse(0xff51_afd7_ed55_8ccd));
-        x ^ x >> 33
-    }
-
     #[test]
     fn an_ipv4_prefix_can_be_told_from_its_fingerprint_so_no_two_share_one() {
         let mut random = 1_u64;
@@ -420,14 +450,25 @@ mod tests {
             random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
             let key = Key::v4(random as u32, (random >> 32) as u32 % 33);
             let seed = mix(!random);
-            let back = unmix(key.fingerprint(seed)) ^ seed;
-            assert_eq!((back & 0xff_ffff_ffff_ffff, back >> 56), (key.low, key.code), "{key:?}");
+            assert_eq!(Key { low: 0, ..key }.complete(key.fingerprint(seed), seed), key);
+        }
+    }
+
+    #[test]
+    fn an_ipv6_prefix_can_be_told_from_its_fingerprint_and_a_long_one_from_its_first_half_too() {
+        let mut random = 1_u64;
+        for _ in 0..200_000 {
+            random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+            let (length, seed) = ((random >> 32) as u32 % 129, mix(!random));
+            let key = Key::v6(random, mix(random), length);
+            let half = if length > 64 { Key { low: 0, ..key } } else { Key { high: 0, ..key } };
+            assert_eq!(half.complete(key.fingerprint(seed), seed), key);
         }
     }
 
     #[test]
     fn no_length_of_an_address_has_the_fingerprint_of_another() {
-        for seed in [0, 1, 0x0123_4567_89ab_cdef, u64::MAX] {
+        for seed in [1, 3, 0x0123_4567_89ab_cdef, u64::MAX] {
             let mut seen = HashSet::new();
             // A length in the low byte would give 1.2.3.0/24 what 57.2.3.0/32 has.
             for address in [0, 0x0102_0300, 0x3902_0300, 0x0102_0309, u32::MAX] {

@@ -19,17 +19,18 @@ mod program {
     use core::{arch::asm, cell::UnsafeCell};
 
     use aya_ebpf::{
-        bindings::{BPF_F_MMAPABLE, xdp_action},
+        bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action},
         helpers::generated::bpf_jiffies64,
         macros::{classifier, map, xdp},
-        maps::{Array, PerCpuArray},
+        maps::{Array, LpmTrie, PerCpuArray},
         programs::{TcContext, XdpContext},
     };
     use blocker_ebpf::{
         Totals,
         packet::Source,
         table::{
-            self, BUCKET_KEYS, BUCKET_SLOTS, JIFFIES, ONE_PACKET, Params, Place, STATE_WORDS, UNIT_SHIFT,
+            self, BUCKET_KEYS, BUCKET_META, BUCKET_SLOTS, JIFFIES, ONE_PACKET, Params, Place, STATE_WORDS,
+            UNIT_SHIFT,
         },
     };
 
@@ -59,9 +60,12 @@ mod program {
     #[map]
     static SLOTS: Array<[Word; BUCKET_SLOTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
     #[map]
-    static META: Array<[Word; BUCKET_SLOTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+    static META: Array<[Word; BUCKET_META]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
     #[map]
     static KEYS: Array<[Word; BUCKET_KEYS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+    /// The agent's: the program does not look into it.
+    #[map]
+    static HIGHS: LpmTrie<u64, u64> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
     #[map]
     static PREFILTER: Array<Word> = Array::with_max_entries(2 * table::PREFILTER_WORDS, BPF_F_MMAPABLE);
     #[map]
@@ -85,6 +89,7 @@ mod program {
     /// An element of whichever map.
     enum Words {
         Bucket(Element<BUCKET_SLOTS>),
+        Meta(Element<BUCKET_META>),
         Keys(Element<BUCKET_KEYS>),
         State(Element<STATE_WORDS>),
     }
@@ -94,6 +99,7 @@ mod program {
         fn word(&self, index: usize) -> u64 {
             let word = match self {
                 Self::Bucket(element) => element.0.get(index),
+                Self::Meta(element) => element.0.get(index),
                 Self::Keys(element) => element.0.get(index),
                 Self::State(element) => element.0.get(index),
             };
@@ -111,7 +117,7 @@ mod program {
 
         #[inline(always)]
         fn meta(&self, index: u32) -> Option<Words> {
-            META.get(index).map(|words| Words::Bucket(Element(words)))
+            META.get(index).map(|words| Words::Meta(Element(words)))
         }
 
         #[inline(always)]

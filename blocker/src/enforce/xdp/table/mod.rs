@@ -19,16 +19,16 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapError},
+    maps::{LpmTrie as Trie, Map, MapData, MapError, lpm_trie},
     programs::Xdp as Program,
 };
 use blocker_ebpf::{
     TOTALS,
     packet::Source,
     table::{
-        self, BUCKET_SLOTS, CLOCK, FOREVER, JIFFIES, KEYS, LAYOUT, LAYOUT_WORD, MAPS, META, PREFILTER,
-        PREFILTER_WORDS, PROGRAM, PROGRAM_ONE_BUFFER, PROGRAM_TCX, PROGRAM_TCX_BARE, Params, SEED_WORD,
-        SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT, Words, elements,
+        self, BUCKET_META, BUCKET_SLOTS, CLOCK, FOREVER, HIGHS, JIFFIES, KEYS, LAYOUT, LAYOUT_WORD, MAPS,
+        META, PREFILTER, PREFILTER_WORDS, PROGRAM, PROGRAM_ONE_BUFFER, PROGRAM_TCX, PROGRAM_TCX_BARE, Params,
+        SEED_WORD, SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT, Words, elements,
     },
 };
 use rustix::{
@@ -80,20 +80,40 @@ const SLEPT_MIN_NS: u64 = 250_000_000;
 struct Maps {
     slots: Windows,
     meta: Windows,
-    keys: Windows,
+    /// Only of an exact table, whose program looks at them.
+    keys: Option<Windows>,
+    highs: Trie<MapData, u64, u64>,
+    /// Why one of those could not be kept.
+    failed: Option<MapError>,
     prefilter: Windows,
     state: Windows,
 }
 
 const WORD: usize = size_of::<u64>();
 
+/// Where a slot's word of [`META`] is.
+fn meta_at(slot: usize) -> usize {
+    (slot / BUCKET_SLOTS * BUCKET_META + slot % BUCKET_SLOTS) * WORD
+}
+
+/// Where its code is.
+fn code_at(slot: usize) -> usize {
+    (slot / BUCKET_SLOTS * BUCKET_META + BUCKET_SLOTS) * WORD + slot % BUCKET_SLOTS * size_of::<u16>()
+}
+
+fn high_key(print: u64) -> lpm_trie::Key<u64> {
+    lpm_trie::Key::new(u64::BITS, print)
+}
+
 impl Memory for Maps {
     fn load(&mut self, at: At) -> u64 {
         match at {
             At::Slot(slot) => self.slots.load(slot * WORD),
-            At::End(slot) => self.meta.load_half(slot * WORD).into(),
-            At::Packets(slot) => self.meta.load_half(slot * WORD + WORD / 2).into(),
-            At::Key(slot, half) => self.keys.load((slot * 2 + half) * WORD),
+            At::End(slot) => self.meta.load_half(meta_at(slot)).into(),
+            At::Packets(slot) => self.meta.load_half(meta_at(slot) + WORD / 2).into(),
+            At::Code(slot) => self.meta.load_quarter(code_at(slot)).into(),
+            At::Key(slot, half) => self.keys.as_mut().map_or(0, |keys| keys.load((slot * 2 + half) * WORD)),
+            At::High(print) => self.highs.get(&high_key(print), 0).unwrap_or(0),
             At::Prefilter(index) => self.prefilter.load(index * WORD),
             At::State(index) => self.state.load(index * WORD),
         }
@@ -102,9 +122,23 @@ impl Memory for Maps {
     fn store(&mut self, at: At, value: u64) {
         match at {
             At::Slot(slot) => self.slots.store(slot * WORD, value),
-            At::End(slot) => self.meta.store_half(slot * WORD, value as u32),
-            At::Packets(slot) => self.meta.store_half(slot * WORD + WORD / 2, value as u32),
-            At::Key(slot, half) => self.keys.store((slot * 2 + half) * WORD, value),
+            At::End(slot) => self.meta.store_half(meta_at(slot), value as u32),
+            At::Packets(slot) => self.meta.store_half(meta_at(slot) + WORD / 2, value as u32),
+            At::Code(slot) => self.meta.store_quarter(code_at(slot), value as u16),
+            At::Key(slot, half) => {
+                if let Some(keys) = &mut self.keys {
+                    keys.store((slot * 2 + half) * WORD, value);
+                }
+            }
+            // What is not there is 0.
+            At::High(print) if value == 0 => {
+                let _not_there = self.highs.remove(&high_key(print));
+            }
+            At::High(print) => {
+                if let Err(error) = self.highs.insert(&high_key(print), value, 0) {
+                    self.failed = Some(error);
+                }
+            }
             At::Prefilter(index) => self.prefilter.store(index * WORD, value),
             At::State(index) => self.state.store(index * WORD, value),
         }
@@ -112,41 +146,44 @@ impl Memory for Maps {
 }
 
 impl Maps {
-    fn of(ebpf: &Ebpf, buckets: u32) -> Result<Self, EnforceError> {
-        Self::over(buckets, |name, bytes| {
-            let failed = |cause: String| refused(format!("see the map {name}"), cause, "");
-            let Some(Map::Array(data)) = ebpf.map(name) else {
-                return Err(failed("the built-in object has no such array".to_owned()));
-            };
-            Windows::new(data.fd().as_fd(), bytes).map_err(|error| failed(error.to_string()))
-        })
-    }
-
-    /// Sees each map, given its name and its bytes.
-    fn over<F>(buckets: u32, windows: F) -> Result<Self, EnforceError>
-    where
-        F: Fn(&str, usize) -> Result<Windows, EnforceError>,
-    {
-        let slots = elements(buckets) as usize * BUCKET_SLOTS;
+    /// Opens the maps that are pinned in a folder.
+    fn open(at: &Path, buckets: u32, is_exact: bool) -> Result<Self, EnforceError> {
+        let failed = |name: &str, cause: String| {
+            refused(format!("open the map {}", at.join(name).display()), cause, "")
+        };
+        let pinned =
+            |name: &str| MapData::from_pin(at.join(name)).map_err(|error| failed(name, chain(&error)));
+        let windows = |name: &str, bytes| {
+            Windows::new(pinned(name)?.fd().as_fd(), bytes).map_err(|error| failed(name, error.to_string()))
+        };
+        let (buckets, slots) = (elements(buckets) as usize, elements(buckets) as usize * BUCKET_SLOTS);
         Ok(Self {
             slots: windows(SLOTS, slots * WORD)?,
-            meta: windows(META, slots * WORD)?,
-            keys: windows(KEYS, slots * 2 * WORD)?,
+            meta: windows(META, buckets * BUCKET_META * WORD)?,
+            keys: if is_exact { Some(windows(KEYS, slots * 2 * WORD)?) } else { None },
+            highs: Trie::try_from(Map::LpmTrie(pinned(HIGHS)?))
+                .map_err(|error| failed(HIGHS, chain(&error)))?,
+            failed: None,
             prefilter: windows(PREFILTER, PREFILTER_WORDS as usize * 2 * WORD)?,
             state: windows(TABLE, STATE_WORDS * WORD)?,
         })
     }
 
-    fn all(&mut self) -> [&mut Windows; 5] {
-        [&mut self.slots, &mut self.meta, &mut self.keys, &mut self.prefilter, &mut self.state]
+    fn all(&mut self) -> impl Iterator<Item = &mut Windows> {
+        [&mut self.slots, &mut self.meta, &mut self.prefilter, &mut self.state]
+            .into_iter()
+            .chain(&mut self.keys)
     }
 
     fn rest(&mut self) {
-        self.all().into_iter().for_each(Windows::rest);
+        self.all().for_each(Windows::rest);
     }
 
     fn check(&mut self) -> Result<(), EnforceError> {
-        match self.all().into_iter().find_map(Windows::take_failure) {
+        if let Some(error) = self.failed.take() {
+            return Err(refused("keep an IPv6 prefix of more than 64 bits", chain(&error), ""));
+        }
+        match self.all().find_map(Windows::take_failure) {
             None => Ok(()),
             Some(error) => {
                 Err(refused("map the ban table into memory", error.to_string(), "there is too little memory"))
@@ -206,7 +243,8 @@ impl Buckets {
             return Self::make(pins, 1, buckets, shape, None);
         };
         let mut old = Self::adopt(pins, generation, shape)?;
-        if old.writer.buckets() == buckets && old.writer.bans() <= shape.bans_max {
+        let is_same = old.writer.buckets() == buckets && old.shape.exact == shape.exact;
+        if is_same && old.writer.bans() <= shape.bans_max {
             return Ok(old);
         }
         let content = old.content();
@@ -233,6 +271,7 @@ impl Buckets {
             })
         };
         let buckets = info(&pinned(SLOTS)?)?.saturating_sub(elements(0));
+        let shape = Shape { exact: info(&pinned(KEYS)?)? > 1, ..shape };
         let mut state = state_of(&at)?;
         let seed = state.load(SEED_WORD * WORD);
         let (ebpf, mut maps) = instantiate(pins, generation, buckets, seed, shape)?;
@@ -507,12 +546,10 @@ impl Reader {
         let pinned = |name: &str| MapData::from_pin(at.join(name)).map_err(|error| failed(chain(&error)));
         let elements = pinned(SLOTS)?.info().map_err(|error| failed(chain(&error)))?.max_entries();
         let buckets = elements.saturating_sub(table::elements(0));
-        let maps = Maps::over(buckets, |name, bytes| {
-            Windows::new(pinned(name)?.fd().as_fd(), bytes).map_err(|error| failed(error.to_string()))
-        })?;
+        let maps = Maps::open(&at, buckets, false)?;
         let maps = RefCell::new(maps);
         let seed = maps.borrow_mut().load(At::State(SEED_WORD));
-        Ok(Self { maps, params: Params { seed, buckets, exact: true } })
+        Ok(Self { maps, params: Params { seed, buckets, exact: false } })
     }
 
     pub(super) fn holds(&self, address: IpAddr) -> bool {
@@ -604,9 +641,11 @@ fn instantiate(
         loader.map_pin_path(name, at.join(name));
     }
     loader.map_pin_path(TOTALS, pins.join(TOTALS));
-    for name in [SLOTS, META, KEYS] {
+    for name in [SLOTS, META] {
         loader.map_max_entries(name, elements(buckets));
     }
+    loader.map_max_entries(KEYS, if shape.exact { elements(buckets) } else { 1 });
+    loader.map_max_entries(HIGHS, elements(buckets).saturating_mul(BUCKET_SLOTS as u32));
     loader.override_global("SEED", &seed, true);
     loader.override_global("BUCKETS", &buckets, true);
     loader.override_global("EXACT", &exact, true);
@@ -615,7 +654,7 @@ fn instantiate(
     let mut ebpf = loader.load(object).map_err(|error| failed("load the table's maps", &error))?;
     program(&mut ebpf, CLOCK)?.load().map_err(|error| failed("load the table's clock", &error))?;
     Programs { ebpf: &mut ebpf, names: NAMES }.get(Kind::Xdp)?;
-    let maps = Maps::of(&ebpf, buckets)?;
+    let maps = Maps::open(&at, buckets, shape.exact)?;
     Ok((ebpf, maps))
 }
 

@@ -317,7 +317,9 @@ struct Flat {
     slots: Vec<u64>,
     ends: Vec<u64>,
     packets: Vec<u64>,
+    codes: Vec<u64>,
     keys: Vec<u64>,
+    highs: BTreeMap<u64, u64>,
     prefilter: Vec<u64>,
     state: Vec<u64>,
 }
@@ -330,7 +332,9 @@ impl Flat {
             slots: zeros(slots),
             ends: zeros(slots),
             packets: zeros(slots),
+            codes: zeros(slots),
             keys: zeros(2 * slots),
+            highs: BTreeMap::new(),
             prefilter: zeros(2 * table::PREFILTER_WORDS as usize),
             state: zeros(STATE_WORDS),
         }
@@ -341,7 +345,9 @@ impl Flat {
             At::Slot(slot) => &mut self.slots[slot],
             At::End(slot) => &mut self.ends[slot],
             At::Packets(slot) => &mut self.packets[slot],
+            At::Code(slot) => &mut self.codes[slot],
             At::Key(slot, half) => &mut self.keys[2 * slot + half],
+            At::High(print) => self.highs.entry(print).or_default(),
             At::Prefilter(index) => &mut self.prefilter[index],
             At::State(index) => &mut self.state[index],
         }

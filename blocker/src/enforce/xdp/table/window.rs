@@ -8,7 +8,7 @@ use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
 /// Bytes of a window; a multiple of every page size.
@@ -115,6 +115,12 @@ impl Windows {
         Some(unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) })
     }
 
+    fn quarter(&mut self, offset: usize) -> Option<&AtomicU16> {
+        let at = self.at(offset, size_of::<u16>())?;
+        // SAFETY: as for a long.
+        Some(unsafe { AtomicU16::from_ptr(at.cast().as_ptr()) })
+    }
+
     pub(super) fn load(&mut self, offset: usize) -> u64 {
         self.long(offset).map_or(0, |word| word.load(Ordering::Acquire))
     }
@@ -131,6 +137,16 @@ impl Windows {
 
     pub(super) fn store_half(&mut self, offset: usize, value: u32) {
         if let Some(word) = self.half(offset) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    pub(super) fn load_quarter(&mut self, offset: usize) -> u16 {
+        self.quarter(offset).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    pub(super) fn store_quarter(&mut self, offset: usize, value: u16) {
+        if let Some(word) = self.quarter(offset) {
             word.store(value, Ordering::Release);
         }
     }

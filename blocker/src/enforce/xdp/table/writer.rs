@@ -5,7 +5,7 @@
 //! run between any two of them.
 //!
 //! **Publication order.** A store is seen before every later one.
-//! * *Insert*: the length into the list, the prefilter bits, then key, end and count of a free slot, and its
+//! * *Insert*: the length into the list, the prefilter bits, then code, key, end and count of a free slot, and its
 //!   fingerprint last: whoever sees the fingerprint sees everything that belongs to it.
 //! * *Extend, shorten*: one store, of the end.
 //! * *Remove*: a tombstone over the fingerprint first, then the length out of the list. A reader that saw the old
@@ -30,7 +30,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use blocker_ebpf::table::{
     BUCKET_SLOTS, EMPTY, FLAGS, FOREVER, Key, LENGTHS_PER_WORD, LENGTHS_V4, LENGTHS_V4_WORDS, LENGTHS_V6,
     LENGTHS_V6_WORDS, PASSES, PREFILTER_V4_MIN, PREFILTER_V6_MIN, PREFILTER_WORDS, PROBES_MAX, SKIP_V4,
-    SKIP_V6, TOMBSTONE, elements, home, prefilter_v4, prefilter_v6,
+    SKIP_V6, TOMBSTONE, code_v6, elements, home, prefilter_v4, prefilter_v6,
 };
 
 use crate::net::Prefix;
@@ -43,7 +43,11 @@ pub(super) enum At {
     End(usize),
     /// The high half.
     Packets(usize),
+    /// Of the slot's prefix, which no reader looks at: [`code_of`].
+    Code(usize),
     Key(usize, usize),
+    /// The first half of the IPv6 prefix of more than 64 bits with this fingerprint; 0 where there is none.
+    High(u64),
     Prefilter(usize),
     State(usize),
 }
@@ -176,13 +180,37 @@ fn key_of(prefix: Prefix) -> Key {
 /// What stands for a prefix in a slot; dormant, what no reader looks for.
 fn fingerprint(prefix: Prefix, seed: u64, is_dormant: bool) -> u64 {
     let key = key_of(prefix);
-    match prefix.address() {
-        _ if !is_dormant => key.fingerprint(seed),
-        // Bits that no reader sets: above an IPv4 address, in the host part, and a code of no length.
-        IpAddr::V4(_) => Key { low: key.low | 1 << 55, ..key }.fingerprint(seed),
-        IpAddr::V6(_) if prefix.is_host() => Key { code: key.code | 0xff, ..key }.fingerprint(seed),
-        IpAddr::V6(_) => Key { low: key.low | 1, ..key }.fingerprint(seed),
+    if is_dormant { to_sleep(key).fingerprint(seed) } else { key.fingerprint(seed) }
+}
+
+/// With bits that no reader sets: above an IPv4 address, in the host part, and a code of no length.
+fn to_sleep(key: Key) -> Key {
+    match length_of(key.code) {
+        _ if !is_v6(key.code) => Key { low: key.low ^ 1 << 55, ..key },
+        128 => Key { code: key.code ^ 0x7f, ..key },
+        _ => Key { low: key.low ^ 1, ..key },
     }
+}
+
+/// In a slot's code: the ban is dormant.
+const DORMANT: u64 = 1 << 9;
+
+/// The key's code, and whether the ban is dormant.
+fn code_of(prefix: Prefix, is_dormant: bool) -> u64 {
+    key_of(prefix).code | if is_dormant { DORMANT } else { 0 }
+}
+
+fn is_v6(code: u64) -> bool {
+    code & code_v6(0) != 0
+}
+
+fn length_of(code: u64) -> u8 {
+    (code & 0xff) as u8
+}
+
+/// Whether the fingerprint alone does not tell the prefix.
+fn is_long(code: u64) -> bool {
+    is_v6(code) && length_of(code) > 64
 }
 
 impl Writer {
@@ -244,27 +272,35 @@ impl Writer {
         (0..self.slots()).filter_map(|slot| self.entry(memory, slot)).collect()
     }
 
-    /// What lies in a slot. The key says all but the length, and the fingerprint which length it is.
+    /// What lies in a slot.
     pub(super) fn entry(&self, memory: &mut impl Memory, slot: usize) -> Option<Entry> {
         let found = memory.load(At::Slot(slot));
         if found <= TOMBSTONE {
             return None;
         }
-        let (high, low) = (memory.load(At::Key(slot, 0)), memory.load(At::Key(slot, 1)));
-        let bits = u128::from(high) << 64 | u128::from(low);
-        let (address, lengths) = if high == 0 && low >> 32 == 0xffff {
-            (IpAddr::V4((low as u32).into()), &self.v4)
+        let code = memory.load(At::Code(slot));
+        let (is_dormant, code) = (code & DORMANT != 0, code & !DORMANT);
+        let high = if is_long(code) { memory.load(At::High(found)) } else { 0 };
+        let half = Key { high, low: 0, code };
+        let key = if is_dormant {
+            let asleep = to_sleep(half);
+            let key = asleep.complete(found, self.seed);
+            Key { low: key.low ^ asleep.low, code, ..key }
         } else {
-            (IpAddr::V6(bits.into()), &self.v6)
+            half.complete(found, self.seed)
         };
-        lengths.listed.iter().rev().find_map(|length| {
-            let prefix = Prefix::new(address, *length)?;
-            let is_dormant = [false, true]
-                .into_iter()
-                .find(|is_dormant| fingerprint(prefix, self.seed, *is_dormant) == found)?;
-            let (end, packets) = (memory.load(At::End(slot)) as u32, memory.load(At::Packets(slot)));
-            Some(Entry { slot, prefix, end, packets, is_dormant })
-        })
+        let address = if is_v6(code) {
+            IpAddr::V6((u128::from(key.high) << 64 | u128::from(key.low)).into())
+        } else {
+            IpAddr::V4((key.low as u32).into())
+        };
+        let prefix = Prefix::new(address, length_of(code))?;
+        // Of a slot that its writer did not get to the end of, nothing is believed.
+        if fingerprint(prefix, self.seed, is_dormant) != found {
+            return None;
+        }
+        let (end, packets) = (memory.load(At::End(slot)) as u32, memory.load(At::Packets(slot)));
+        Some(Entry { slot, prefix, end, packets, is_dormant })
     }
 
     /// Bans until `end`, or sets the end of a ban; says in which slot.
@@ -291,7 +327,7 @@ impl Writer {
             Located::NoRoom => return Err(Refusal::Full),
         };
         self.count(memory, prefix, true);
-        self.fill(memory, free, prefix, print, end, 0);
+        self.fill(memory, free, Filling { prefix, is_dormant, end, packets: 0 });
         Ok(free)
     }
 
@@ -303,10 +339,11 @@ impl Writer {
         end: u32,
         packets: u64,
     ) -> Result<(), Refusal> {
-        let print = fingerprint(prefix, self.seed, self.is_allowed(prefix));
+        let is_dormant = self.is_allowed(prefix);
+        let print = fingerprint(prefix, self.seed, is_dormant);
         let Located::Free(slot) = self.locate(memory, print) else { return Err(Refusal::NoRoom) };
         self.count(memory, prefix, true);
-        self.fill(memory, slot, prefix, print, end, packets);
+        self.fill(memory, slot, Filling { prefix, is_dormant, end, packets });
         Ok(())
     }
 
@@ -319,7 +356,7 @@ impl Writer {
             (memory.load(At::End(slot)) != u64::from(PASSES)).then_some(slot)
         });
         if let Some(slot) = slot {
-            memory.store(At::Slot(slot), TOMBSTONE);
+            bury(memory, slot, prefix);
             self.uncount(memory, prefix, true);
         }
         slot.is_some()
@@ -337,7 +374,12 @@ impl Writer {
                     Located::NoRoom => return Err(Refusal::NoRoom),
                     Located::Free(slot) => {
                         self.count(memory, *prefix, false);
-                        self.fill(memory, slot, *prefix, print, PASSES, 0);
+                        let prefix = *prefix;
+                        self.fill(
+                            memory,
+                            slot,
+                            Filling { prefix, is_dormant: false, end: PASSES, packets: 0 },
+                        );
                     }
                 }
             }
@@ -359,7 +401,7 @@ impl Writer {
             return Ok(());
         }
         if let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, false)) {
-            memory.store(At::Slot(slot), TOMBSTONE);
+            bury(memory, slot, prefix);
             self.uncount(memory, prefix, false);
         }
         self.settle(memory, &[prefix])
@@ -369,7 +411,7 @@ impl Writer {
     pub(super) fn flush(&mut self, memory: &mut impl Memory) {
         for entry in self.scan(memory) {
             if entry.is_ban() {
-                memory.store(At::Slot(entry.slot), TOMBSTONE);
+                bury(memory, entry.slot, entry.prefix);
                 self.uncount(memory, entry.prefix, true);
             }
         }
@@ -384,7 +426,7 @@ impl Writer {
                 continue;
             }
             if let Some(entry) = self.entry(memory, slot) {
-                memory.store(At::Slot(slot), TOMBSTONE);
+                bury(memory, slot, entry.prefix);
                 self.uncount(memory, entry.prefix, true);
             }
         }
@@ -423,11 +465,12 @@ impl Writer {
                 // The other half of a move that was cut short.
                 Located::At(_) => self.uncount(memory, entry.prefix, true),
                 Located::Free(slot) => {
-                    self.fill(memory, slot, entry.prefix, print, entry.end, entry.packets);
+                    let Entry { prefix, end, packets, .. } = entry;
+                    self.fill(memory, slot, Filling { prefix, is_dormant, end, packets });
                 }
                 Located::NoRoom => return Err(Refusal::NoRoom),
             }
-            memory.store(At::Slot(entry.slot), TOMBSTONE);
+            bury(memory, entry.slot, entry.prefix);
         }
         Ok(())
     }
@@ -452,16 +495,14 @@ impl Writer {
         free.map_or(Located::NoRoom, Located::Free)
     }
 
-    fn fill(
-        &self,
-        memory: &mut impl Memory,
-        slot: usize,
-        prefix: Prefix,
-        print: u64,
-        end: u32,
-        packets: u64,
-    ) {
-        let [first, second] = key_of(prefix).stored();
+    fn fill(&self, memory: &mut impl Memory, slot: usize, entry: Filling) {
+        let Filling { prefix, is_dormant, end, packets } = entry;
+        let (key, print) = (key_of(prefix), fingerprint(prefix, self.seed, is_dormant));
+        let [first, second] = key.stored();
+        memory.store(At::Code(slot), code_of(prefix, is_dormant));
+        if is_long(key.code) {
+            memory.store(At::High(print), key.high);
+        }
         memory.store(At::Key(slot, 0), first);
         memory.store(At::Key(slot, 1), second);
         memory.store(At::End(slot), end.into());
@@ -528,6 +569,24 @@ impl Writer {
             }
         }
         self.stale = 0;
+    }
+}
+
+/// What is to lie in a slot.
+#[derive(Clone, Copy, Debug)]
+struct Filling {
+    prefix: Prefix,
+    is_dormant: bool,
+    end: u32,
+    packets: u64,
+}
+
+/// Removes what lies in a slot.
+fn bury(memory: &mut impl Memory, slot: usize, prefix: Prefix) {
+    let print = memory.load(At::Slot(slot));
+    memory.store(At::Slot(slot), TOMBSTONE);
+    if is_long(key_of(prefix).code) {
+        memory.store(At::High(print), 0);
     }
 }
 
