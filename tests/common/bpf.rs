@@ -37,6 +37,14 @@ pub(crate) fn test_run(program: RawFd, frame: &[u8], repeat: u32) -> (u32, u32) 
     (attr.retval, attr.duration)
 }
 
+/// Runs the program on `count` frames that are really sent where it says, in the caller's network namespace.
+pub(crate) fn run_live(program: RawFd, frame: &[u8], count: u32) -> io::Result<()> {
+    const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
+    let flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    // NAPI takes as many at a time.
+    TestRun { repeat: count, flags, batch_size: 64, ..TestRun::of(program, frame) }.run()
+}
+
 impl TestRun {
     fn of(program: RawFd, frame: &[u8]) -> Self {
         Self {

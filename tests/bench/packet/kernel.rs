@@ -119,6 +119,12 @@ mod program {
         if seal(&Linear::of(&ctx)).is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_ABORTED }
     }
 
+    /// What dropping costs when nothing is looked at.
+    #[xdp(frags)]
+    pub(crate) fn discard(_ctx: XdpContext) -> u32 {
+        xdp_action::XDP_DROP
+    }
+
     /// Writes another source into the frame, and returns its number's address in host order.
     #[inline(always)]
     fn draw(frame: &Linear) -> Option<u32> {

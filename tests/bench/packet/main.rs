@@ -6,6 +6,8 @@
 //!
 //! Arguments: names of sections, all when there are none, and `--quick` for fewer rounds.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use blocker::enforce::xdp;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -14,16 +16,20 @@ use xtask::lab::missing;
 #[path = "../../common/bpf.rs"]
 mod bpf;
 mod calls;
+mod flood;
 #[path = "../../common/frame.rs"]
 #[expect(dead_code, reason = "the tests use the other kinds of frames")]
 mod frame;
+mod honest;
 mod micro;
 mod ours;
 mod peers;
 mod population;
 mod report;
+mod site;
 mod spray;
 mod syscalls;
+mod updates;
 
 use report::Report;
 use spray::Spray;
@@ -34,7 +40,7 @@ pub(crate) struct Asked {
     sections: Vec<String>,
 }
 
-const SECTIONS: [&str; 2] = ["calls", "micro"];
+const SECTIONS: [&str; 5] = ["calls", "micro", "bans", "flood", "honest"];
 
 impl Asked {
     fn from_arguments() -> Result<Self> {
@@ -54,12 +60,30 @@ impl Asked {
         self.sections.is_empty() || self.sections.iter().any(|asked| asked == section)
     }
 
+    pub(crate) fn is_quick(&self) -> bool {
+        self.quick
+    }
+
     pub(crate) fn rounds(&self) -> u64 {
         if self.quick { 3 } else { 9 }
     }
 
     pub(crate) fn repeat(&self) -> u32 {
         if self.quick { 200_000 } else { 500_000 }
+    }
+
+    pub(crate) fn flood_rounds(&self) -> u64 {
+        if self.quick { 2 } else { 7 }
+    }
+
+    /// How long an honest client sends.
+    pub(crate) fn transfer(&self) -> Duration {
+        Duration::from_secs(if self.quick { 1 } else { 4 })
+    }
+
+    /// Frames of one flood.
+    pub(crate) fn burst(&self) -> u32 {
+        if self.quick { 40_000 } else { 200_000 }
     }
 }
 
@@ -77,8 +101,13 @@ fn main() -> Result<()> {
     let mut report = Report::default();
     let mut spray = Spray::load()?;
     type Section = fn(&Asked, &mut Spray, &mut Report) -> Result<()>;
-    let sections: [(&str, Section); SECTIONS.len()] =
-        [("calls", |_, _, report| calls::check(report)), ("micro", micro::measure)];
+    let sections: [(&str, Section); SECTIONS.len()] = [
+        ("calls", |_, _, report| calls::check(report)),
+        ("micro", micro::measure),
+        ("bans", |asked, _, report| updates::measure(asked, report)),
+        ("flood", flood::measure),
+        ("honest", honest::measure),
+    ];
     for (name, section) in sections.into_iter().filter(|(name, _)| asked.wants(name)) {
         if let Err(error) = section(&asked, &mut spray, &mut report) {
             report.lacks(&format!("the section {name}"), &error);

@@ -67,7 +67,7 @@ fn stage(asked: &Asked, spray: &mut Spray, report: &mut Report, family: Family, 
     let (netns, peer) = (Netns::new("filter")?, Netns::new("peer")?);
     netns.link("eth0", &peer, "eth0")?;
     let filter = XdpFilter::load(&netns, bans).and_then(|filter| {
-        filter.ban(family, 0..bans)?;
+        filter.ban(&netns, family, 0..bans)?;
         contenders
             .push(Contender::new(XDP_FILTER, Program { fd: filter.program().fd.try_clone()?, frags: false }));
         Ok(filter)

@@ -1,11 +1,12 @@
 //! The agent's own enforcers, filled with bans of the population.
 
 use std::{
-    path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use blocker::{
     enforce::{Enforcer, xdp},
     engine::Change,
@@ -15,7 +16,10 @@ use blocker::{
 };
 use xtask::lab::{Netns, agent::remove_pins};
 
-use crate::spray::{Family, Program};
+use crate::{
+    spray::{Family, Program},
+    syscalls::{self, MapFacts},
+};
 
 /// A kind of table that the XDP program can ask.
 #[derive(Debug)]
@@ -29,18 +33,28 @@ pub(crate) struct Kind {
 }
 
 /// One row for each.
-pub(crate) const KINDS: [Kind; 2] = [
+pub(crate) const KINDS: [Kind; 3] = [
     Kind { name: "buckets", judged: true, choose: |options| options.layout = xdp::Layout::Buckets },
+    Kind {
+        name: "buckets, exact",
+        judged: false,
+        choose: |options| (options.layout, options.exact) = (xdp::Layout::Buckets, true),
+    },
     Kind { name: "hash", judged: false, choose: |options| options.layout = xdp::Layout::Hash },
 ];
 
 /// The size of the table when nobody says.
 const BANS_MAX_DEFAULT: u64 = 65_536;
 
+/// How long a million bans may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bans handed over at once, so that patience can end: a transaction of nftables.
+const PART: usize = 65_536;
+
 /// An interface of its own with the agent's program on it.
 pub(crate) struct Ours {
-    enforcer: Option<Box<xdp::Xdp>>,
-    pins: PathBuf,
+    enforcer: Box<xdp::Xdp>,
+    _pins: Pins,
     _netns: Netns,
     _peer: Netns,
 }
@@ -50,14 +64,13 @@ impl Ours {
     pub(crate) fn open(kind: &Kind, bans: u64) -> Result<Self> {
         let (netns, peer) = (Netns::new("ours")?, Netns::new("peer")?);
         netns.link("eth0", &peer, "eth0")?;
-        let pins = PathBuf::from("/sys/fs/bpf/blocker-bench");
-        remove_pins(&pins);
-        let enforcer = netns.enter(|| open_here(kind, bans, pins.clone()))?;
-        Ok(Self { enforcer: Some(Box::new(enforcer)), pins, _netns: netns, _peer: peer })
+        let pins = Pins(Path::new("/sys/fs/bpf").join(netns.name()));
+        let enforcer = netns.enter(|| open_here(kind, bans, &pins))?;
+        Ok(Self { enforcer: Box::new(enforcer), _pins: pins, _netns: netns, _peer: peer })
     }
 
     pub(crate) fn enforcer(&mut self) -> &mut xdp::Xdp {
-        self.enforcer.as_mut().expect("open until it is dropped")
+        &mut self.enforcer
     }
 
     /// The program, to be run or read.
@@ -66,26 +79,34 @@ impl Ours {
         Ok(Program { fd, frags: true })
     }
 
+    /// Its maps, and what they weigh.
+    pub(crate) fn maps(&mut self) -> Result<Vec<MapFacts>> {
+        Ok(syscalls::maps_of(self.program()?.fd.as_raw_fd())?)
+    }
+
     /// Packets dropped so far.
     pub(crate) fn dropped(&mut self) -> Result<u64> {
         Ok(self.enforcer().counters()?.packets)
     }
 }
 
-impl Drop for Ours {
+/// A folder of pins; what is pinned there ends with this.
+#[derive(Debug)]
+pub(crate) struct Pins(pub(crate) PathBuf);
+
+impl Drop for Pins {
     fn drop(&mut self) {
-        self.enforcer = None;
-        remove_pins(&self.pins);
+        remove_pins(&self.0);
     }
 }
 
 /// The enforcer on `eth0` of the caller's namespace.
-pub(crate) fn open_here(kind: &Kind, bans: u64, pins: PathBuf) -> Result<xdp::Xdp> {
+pub(crate) fn open_here(kind: &Kind, bans: u64, pins: &Pins) -> Result<xdp::Xdp> {
     let bans_max = usize::try_from(bans.max(BANS_MAX_DEFAULT))?;
     let mut options = xdp::Options {
         interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
         bans_max,
-        pin_dir: pins,
+        pin_dir: pins.0.clone(),
         layout: xdp::Layout::Hash,
         ..xdp::Options::default()
     };
@@ -142,7 +163,19 @@ pub(crate) fn prefixes(family: Family, now: Timestamp) -> Vec<Change> {
     changes
 }
 
-/// Puts bans into an enforcer.
+/// Puts bans into an enforcer, at most for [`PATIENCE`].
 pub(crate) fn fill(enforcer: &mut dyn Enforcer, changes: &[Change]) -> Result<()> {
-    Ok(enforcer.apply(changes, now())?)
+    let (began, now) = (Instant::now(), now());
+    let mut done = 0;
+    for part in changes.chunks(PART) {
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "{done} of {} bans took {:.0} s, and the rest is not waited for",
+            changes.len(),
+            began.elapsed().as_secs_f64()
+        );
+        enforcer.apply(part, now)?;
+        done += part.len();
+    }
+    Ok(())
 }

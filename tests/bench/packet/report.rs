@@ -40,12 +40,14 @@ pub(crate) struct Target {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bound {
     AtMost(f64, &'static str),
+    AtLeast(f64, &'static str),
 }
 
 impl Bound {
     fn holds(self, value: f64) -> bool {
         match self {
             Self::AtMost(bound, _) => value <= bound,
+            Self::AtLeast(bound, _) => value >= bound,
         }
     }
 }
@@ -55,6 +57,7 @@ impl fmt::Display for Target {
         let verdict = if self.bound.holds(self.value) { "met" } else { "MISSED" };
         let (sign, bound, unit) = match self.bound {
             Bound::AtMost(bound, unit) => ("<=", bound, unit),
+            Bound::AtLeast(bound, unit) => (">=", bound, unit),
         };
         write!(f, "{:<72} {:>9.2} {sign} {bound} {unit:<6} {verdict}", self.name, self.value)
     }

@@ -7,9 +7,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use aya::{Ebpf, maps::Array, programs::Xdp};
+use anyhow::{Context, Error, Result};
+use aya::{
+    Ebpf,
+    maps::Array,
+    programs::{Xdp, XdpMode},
+};
 use rustix::time::{ClockId, clock_gettime};
+use xtask::lab::Netns;
 
 use crate::{
     bpf::{self, XDP_DROP, XDP_PASS},
@@ -114,6 +119,9 @@ pub(crate) struct Spray {
     ebpf: Ebpf,
     pass: Program,
     drop: Program,
+    /// Where `flood` is attached and nothing comes: the kernel takes tens of milliseconds to run an XDP program that is
+    /// attached nowhere.
+    _parked: [Netns; 2],
 }
 
 impl Spray {
@@ -121,10 +129,27 @@ impl Spray {
     pub(crate) fn load() -> Result<Self> {
         let object = xtask::build::bench_object()?;
         let mut ebpf = Ebpf::load_file(&object).with_context(|| format!("load {}", object.display()))?;
-        for name in ["parse", "spray", "spray_frags", "flood", "flood_nowhere"] {
+        for name in ["parse", "spray", "spray_frags", "flood", "flood_nowhere", "discard"] {
             xdp(&mut ebpf, name)?.load().with_context(|| format!("load the program {name}"))?;
         }
-        Ok(Self { ebpf, pass: Program::returning(XDP_PASS), drop: Program::returning(XDP_DROP) })
+        let parked = [Netns::new("parked")?, Netns::new("peer")?];
+        parked[0].link("eth0", &parked[1], "eth0")?;
+        let attached =
+            parked[0].enter(|| xdp(&mut ebpf, "flood")?.attach("eth0", XdpMode::Driver).map_err(Error::from));
+        attached.context("attach a program natively to a veth")?;
+        let (pass, drop) = (Program::returning(XDP_PASS), Program::returning(XDP_DROP));
+        Ok(Self { ebpf, pass, drop, _parked: parked })
+    }
+
+    /// Attaches `discard` natively to `eth0` of the caller's network namespace.
+    pub(crate) fn attach_discard(&mut self) -> Result<()> {
+        xdp(&mut self.ebpf, "discard")?.attach("eth0", XdpMode::Driver)?;
+        Ok(())
+    }
+
+    /// Where the flood goes: the interface, and the sums of its frame's headers.
+    pub(crate) fn send_by(&mut self, way: [u64; 3]) -> Result<()> {
+        Ok(Array::<_, [u64; 3]>::try_from(self.map("WAY")?)?.set(0, way, 0)?)
     }
 
     /// One of them.
@@ -139,7 +164,7 @@ impl Spray {
         Ok(draw.set(0, [seed, numbers.start, numbers.end - numbers.start], 0)?)
     }
 
-    pub(crate) fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+    fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
         self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
     }
 

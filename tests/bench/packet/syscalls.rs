@@ -2,7 +2,7 @@
 
 use std::{
     ffi::CStr,
-    io,
+    fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
@@ -114,11 +114,13 @@ pub(crate) fn translated(program: RawFd) -> io::Result<Vec<u64>> {
     Ok(instructions)
 }
 
-/// A map.
+/// A map, and what it weighs.
 #[derive(Debug)]
 pub(crate) struct MapFacts {
     pub(crate) name: String,
     pub(crate) entries_max: u32,
+    /// What the kernel charges for it.
+    pub(crate) bytes: u64,
 }
 
 /// The head of `struct bpf_map_info`.
@@ -151,6 +153,8 @@ pub(crate) fn maps_of(program: RawFd) -> io::Result<Vec<MapFacts>> {
 fn map_facts(map: &OwnedFd) -> io::Result<MapFacts> {
     let mut facts = MapInfo::default();
     info(map.as_raw_fd(), &mut facts)?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
     let name = CStr::from_bytes_until_nul(&facts.name).unwrap_or_default().to_string_lossy().into_owned();
-    Ok(MapFacts { name, entries_max: facts.entries_max })
+    Ok(MapFacts { name, entries_max: facts.entries_max, bytes: bytes.unwrap_or(0) })
 }

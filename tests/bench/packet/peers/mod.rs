@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+pub(crate) mod netfilter;
 pub(crate) mod xdp_filter;
 
 /// What `ip -json link show` says of the XDP program on `eth0`.

@@ -7,7 +7,7 @@ use std::{fs, ops::Range, os::fd::AsRawFd as _, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
-use xtask::lab::{Netns, Scratch};
+use xtask::lab::{Netns, Scratch, agent::remove_pins};
 
 use super::attached_program;
 use crate::{
@@ -21,17 +21,16 @@ pub(crate) const SHIPPED_MAX: u32 = 10_000;
 /// Where it pins its maps.
 const PINS: &str = "/sys/fs/bpf/xdp-filter";
 
-/// xdp-filter on `eth0` of a namespace; unloaded on drop.
+/// xdp-filter on `eth0` of a namespace, with which it ends; its pins are removed on drop. There is one at a time.
 #[derive(Debug)]
-pub(crate) struct XdpFilter<'a> {
-    netns: &'a Netns,
+pub(crate) struct XdpFilter {
     program: Program,
     _objects: Option<Scratch>,
 }
 
-impl<'a> XdpFilter<'a> {
+impl XdpFilter {
     /// Loads it with room for `bans`.
-    pub(crate) fn load(netns: &'a Netns, bans: u64) -> Result<Self> {
+    pub(crate) fn load(netns: &Netns, bans: u64) -> Result<Self> {
         ensure!(xtask::setup::has("xdp-filter"), "xdp-filter is not installed (Debian's xdp-tools)");
         let bans = u32::try_from(bans)?;
         let objects = if bans > SHIPPED_MAX { Some(enlarged(bans)?) } else { None };
@@ -44,7 +43,7 @@ impl<'a> XdpFilter<'a> {
         xtask::lab::run(&mut command)?;
         let id = attached_program(netns)?.context("xdp-filter attached nothing")?;
         let fd = syscalls::program_by_id(id).context("take its program")?;
-        let this = Self { netns, program: Program { fd, frags: false }, _objects: objects };
+        let this = Self { program: Program { fd, frags: false }, _objects: objects };
         let maps = syscalls::maps_of(this.program.fd.as_raw_fd())?;
         let room = maps.iter().find(|map| map.name == "filter_ipv4").map(|map| map.entries_max);
         ensure!(room >= Some(bans), "its map holds {room:?} addresses, not {bans}");
@@ -56,10 +55,10 @@ impl<'a> XdpFilter<'a> {
     }
 
     /// Bans the sources with these numbers.
-    pub(crate) fn ban(&self, family: Family, numbers: Range<u64>) -> Result<()> {
+    pub(crate) fn ban(&self, netns: &Netns, family: Family, numbers: Range<u64>) -> Result<()> {
         let Some(first) = numbers.clone().next() else { return Ok(()) };
         // The value says which field is compared, so the tool writes the first.
-        self.netns.run("xdp-filter", &["ip", "--mode", "src", &family.source(first).to_string()])?;
+        netns.run("xdp-filter", &["ip", "--mode", "src", &family.source(first).to_string()])?;
         match family {
             Family::V4 => copy_first("filter_ipv4", numbers.map(|n| population::v4(n).to_be_bytes())),
             Family::V6 => copy_first("filter_ipv6", numbers.map(|n| spray::v6(n).to_be_bytes())),
@@ -67,9 +66,9 @@ impl<'a> XdpFilter<'a> {
     }
 }
 
-impl Drop for XdpFilter<'_> {
+impl Drop for XdpFilter {
     fn drop(&mut self) {
-        let _gone = self.netns.run("xdp-filter", &["unload", "eth0"]);
+        remove_pins(Path::new(PINS));
     }
 }
 
