@@ -410,6 +410,23 @@ fn many_bans_are_spread_over_sets_that_a_later_agent_finds() {
     assert_eq!(sorted(&mut nft), [prefix(PEER)]);
 }
 
+/// The kernel resizes its hash behind many new bans, and a listing that meanwhile runs leaves out some.
+#[test]
+fn a_listing_right_behind_many_bans_lacks_none() {
+    if skips("a_listing_right_behind_many_bans_lacks_none") {
+        return;
+    }
+    let (host, _peer) = wired();
+    let mut nft = open(&host, 65_536);
+    let changes: Vec<Change> = (0..50_000_u32)
+        .map(|n| ban(&format!("20.{}.{}.{}", n % 199, n / 199 % 256, n / 199 / 256), in_an_hour()))
+        .collect();
+    for round in 0..5 {
+        nft.apply(&[&[Change::Flush], &changes[..]].concat(), now()).unwrap();
+        assert_eq!(nft.entries(now()).unwrap().len(), changes.len(), "round {round}");
+    }
+}
+
 #[test]
 fn counters_are_a_choice_and_the_total_is_not() {
     if skips("counters_are_a_choice_and_the_total_is_not") {

@@ -1,7 +1,10 @@
 //! What the kernel holds: the table's parts, its elements, and whether anybody changed them.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use rustix::io::Errno;
 
@@ -13,6 +16,11 @@ use super::{
     socket::Refusal,
 };
 use crate::net::Prefix;
+
+/// How often a listing that shows an element twice is begun again.
+const LISTING_TRIES_MAX: u32 = 10;
+/// How long the kernel may take to resize a hash of some ten thousand elements.
+const RESIZE: Duration = Duration::from_millis(5);
 
 /// Kind, name, handle and flags of table, chains, sets and rules. Handles are never used twice in a table, so what
 /// was made anew or replaced differs.
@@ -171,7 +179,28 @@ impl Nft {
     }
 
     /// Every element of a set; none when the set is gone.
+    ///
+    /// The kernel goes on with a listing at the place that it has counted to. When the hash is resized meanwhile, as
+    /// after many new bans, the order is another one, and as many elements are left out as come twice.
     pub(super) fn ask_elements(&mut self, set: SetId) -> Result<Vec<Element>, Refusal> {
+        for tries in 1..=LISTING_TRIES_MAX {
+            let mut found = self.ask_elements_once(set)?;
+            let listed = found.len();
+            found.sort_unstable_by_key(|element| element.prefix);
+            found.dedup_by_key(|element| element.prefix);
+            if found.len() == listed {
+                return Ok(found);
+            }
+            // The kernel tells nobody when it has done.
+            std::thread::sleep(RESIZE * tries);
+        }
+        Err(Refusal {
+            errno: Errno::INTR,
+            explanation: "the set was resized during each of 10 readings".into(),
+        })
+    }
+
+    fn ask_elements_once(&mut self, set: SetId) -> Result<Vec<Element>, Refusal> {
         let mut question = Message::new(libc::NFT_MSG_GETSETELEM, libc::NLM_F_DUMP);
         question.text(1, TABLE).text(2, &set.name());
         let mut found = Vec::new();
@@ -180,9 +209,6 @@ impl Nft {
             None => found.clear(),
         });
         or_absent(asked)?;
-        found.sort_unstable_by_key(|element| element.prefix);
-        // A hash that is resized meanwhile may show an element twice.
-        found.dedup_by_key(|element| element.prefix);
         Ok(found)
     }
 }
