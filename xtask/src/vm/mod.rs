@@ -69,7 +69,7 @@ impl fmt::Display for Kernel {
 }
 
 /// The test binaries that a guest runs.
-pub const SUITES: [&str; 5] = ["enforcers", "xdp_program", "nftables", "frames", "connections"];
+pub const SUITES: [&str; 6] = ["attach", "enforcers", "xdp_program", "nftables", "frames", "connections"];
 
 /// Tests that take minutes where a processor is emulated and say nothing about its kernel.
 const LEFT_OUT: [&str; 3] = [

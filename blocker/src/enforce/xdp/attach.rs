@@ -223,17 +223,20 @@ impl Attachments {
         self.since_scan += 1;
         let mut health = Health::Sound;
         let mut detached = false;
+        // One that cannot be mended keeps none of the others from it.
+        let mut outcome = Ok(());
         for attachment in &mut self.held {
-            match attachment.state(&self.pins) {
+            let mended = match attachment.state(&self.pins) {
                 State::Sound => continue,
-                State::Replaced => swap(attachment, programs)?,
-                State::Unpinned => pin(attachment, &self.pins)?,
+                State::Replaced => swap(attachment, programs),
+                State::Unpinned => pin(attachment, &self.pins),
                 State::Detached => {
                     detached = true;
                     continue;
                 }
-            }
+            };
             health = Health::Repaired;
+            outcome = outcome.and(mended);
         }
         let waits = !(self.refused.is_empty() && self.missing.is_empty() && self.unseen.is_none());
         if (changed || detached || waits || self.since_scan >= SCAN_EVERY) && self.scan(programs)? {
@@ -242,12 +245,20 @@ impl Attachments {
         if self.held.is_empty() && !self.refused.is_empty() {
             return Err(self.nothing_attached());
         }
-        Ok(health)
+        outcome.map(|()| health)
     }
 
-    /// Puts other programs into the place of those that are attached, after all maps were replaced.
+    /// Puts other programs into the place of those that are attached, after all maps were replaced. Where that fails,
+    /// the rest is swapped all the same, and [`Self::repair`] tries again.
     pub(super) fn swap(&mut self, programs: &mut Programs<'_>) -> Result<(), EnforceError> {
-        self.held.iter_mut().try_for_each(|attachment| swap(attachment, programs))
+        let mut outcome = Ok(());
+        for attachment in &mut self.held {
+            // Whatever program is in the link now is none of these.
+            attachment.program = 0;
+            let swapped = swap(attachment, programs);
+            outcome = outcome.and(swapped);
+        }
+        outcome
     }
 
     /// Looks at all interfaces. Whether something was attached again that had been lost.
@@ -292,7 +303,7 @@ impl Attachments {
                             "`[enforce] interfaces` does not name it; it is guarded until the next start";
                         self.kept.push((interface.name.clone(), why.to_owned()));
                     }
-                    self.follow(place, interface, programs)?;
+                    self.follow(place, interface, programs);
                 }
                 (Verdict::Guard, None) => {
                     if self.begin(interface, programs) {
@@ -323,32 +334,23 @@ impl Attachments {
     }
 
     /// Goes with an interface that is guarded and has perhaps changed.
-    fn follow(
-        &mut self,
-        place: usize,
-        interface: &Interface,
-        programs: &mut Programs<'_>,
-    ) -> Result<(), EnforceError> {
-        let Some(held) = self.held.get_mut(place) else { return Ok(()) };
+    fn follow(&mut self, place: usize, interface: &Interface, programs: &mut Programs<'_>) {
+        let Some(held) = self.held.get_mut(place) else { return };
         // The reason names it as it was called then.
         held.name.clone_from(&interface.name);
         let better = self.plan.modes.iter().position(|mode| *mode == held.mode).unwrap_or(0);
         if better == 0 || held.tried == Facts::of(interface) {
-            return Ok(());
+            return;
         }
         held.tried = Facts::of(interface);
         let modes = self.plan.modes.get(..better).unwrap_or_default();
         match climb(modes, &self.pins, interface, programs) {
             Ok(attachment) => {
                 let worse = std::mem::replace(held, attachment);
-                let pin = worse.pin(&self.pins);
-                fs::remove_file(&pin)
-                    .map_err(|error| refused(format!("remove {}", pin.display()), error.to_string(), ""))
+                // What stays attached drops the same, and finds nothing left to drop.
+                let _gone = fs::remove_file(worse.pin(&self.pins));
             }
-            Err(why) => {
-                held.reason = reason(&interface.name, held.mode, &why);
-                Ok(())
-            }
+            Err(why) => held.reason = reason(&interface.name, held.mode, &why),
         }
     }
 
