@@ -46,9 +46,17 @@ struct Way {
     attached: &'static str,
 }
 
-const WAYS: [Way; 2] = [
-    Way { name: "nftables", backend: Backend::Nftables, enforce: "", attached: "prerouting" },
-    Way { name: "XDP", backend: Backend::Xdp, enforce: "", attached: "eth0: native" },
+const fn xdp(name: &'static str, enforce: &'static str, attached: &'static str) -> Way {
+    Way { name, backend: Backend::Xdp, enforce, attached }
+}
+
+const WAYS: [Way; 6] = [
+    Way { name: "nftables", backend: Backend::Nftables, enforce: "counters = true", attached: "prerouting" },
+    xdp("the bucket table, native", "", "eth0: native"),
+    xdp("hash maps, native", "table = \"hash\"", "eth0: native"),
+    xdp("the bucket table, TCX", "modes = [\"tcx\"]", "eth0: tcx"),
+    xdp("hash maps, TCX", "modes = [\"tcx\"]\ntable = \"hash\"", "eth0: tcx"),
+    xdp("the bucket table, generic", "modes = [\"generic\"]", "eth0: generic"),
 ];
 
 /// Frames that are sent before what became of them is asked. The queue of a CPU holds 1,000 (`netdev_max_backlog`).
@@ -119,7 +127,7 @@ impl<'a> Guard<'a> {
     fn new(way: Way, town: &'a Town) -> Self {
         let mut agent = Agent::new(&town.scratch, &town.host, way.backend);
         agent.enforce(way.enforce);
-        agent.start(binary()).unwrap();
+        agent.start(binary()).unwrap_or_else(|error| panic!("{}: {error}", way.name));
         let this = Self { way, town, agent };
         let backend = &this.ask("status", Value::Null)["backend"];
         let attached = backend["attachments"].to_string();

@@ -12,19 +12,28 @@ mod flood;
 #[path = "../common/frame.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
 mod frame;
+#[path = "../common/link.rs"]
+mod link;
 
 const SWAPS: usize = 3_000;
 const RESTARTS: usize = 1_000;
-/// For each line of the table.
-const TIME_MAX: Duration = Duration::from_secs(1_800);
+/// For each line; what the time was too short for is left out. `BLOCKER_BENCH_SECONDS` makes it another.
+const SECONDS: u64 = 1_200;
 
 fn main() {
     if let Some(reason) = missing() {
         println!("not measured: {reason}");
         return;
     }
+    let asked = std::env::var("BLOCKER_BENCH_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let most = Duration::from_secs(asked.unwrap_or(SECONDS));
+    for layout in [xdp::Layout::Buckets, xdp::Layout::Hash].into_iter().filter(|_| xdp::is_built_in()) {
+        let outcome = flood::exchange(layout, SWAPS, most);
+        println!("XDP, {layout:?}, nothing but the program: {outcome}");
+        outcome.check("nothing but the program");
+    }
     for series in flood::series() {
-        let outcome = flood::swap(&series, SWAPS, TIME_MAX);
+        let outcome = flood::swap(&series, SWAPS, most);
         println!("{}, swaps: {outcome}", series.name);
         outcome.check(series.name);
     }
@@ -34,7 +43,7 @@ fn main() {
             println!("xdp: not measured, it was not built in");
             continue;
         }
-        let outcome = flood::restart(binary, backend, RESTARTS, TIME_MAX);
+        let outcome = flood::restart(binary, backend, RESTARTS, most);
         println!("{backend}, restarts of the agent: {outcome}");
         outcome.check(&backend.to_string());
     }

@@ -4,7 +4,7 @@
 //! packets run along in the flood, so that nothing is proven by a wire that is dead.
 
 use std::{
-    fmt,
+    fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{
@@ -29,7 +29,7 @@ use xtask::lab::{
     wire::Wire,
 };
 
-use super::frame;
+use super::{frame, link};
 
 /// What is banned, and a source in each that floods.
 pub(crate) const BANNED: [(&str, &str); 3] =
@@ -161,15 +161,18 @@ fn open_hash(pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
     open_xdp(pins, bans_max, xdp::Layout::Hash)
 }
 
-fn open_xdp(pins: &Path, bans_max: usize, layout: xdp::Layout) -> Box<dyn Enforcer> {
-    let options = xdp::Options {
+fn options(pins: &Path, bans_max: usize, layout: xdp::Layout) -> xdp::Options {
+    xdp::Options {
         interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
         bans_max,
         pin_dir: pins.to_owned(),
         layout,
         ..xdp::Options::default()
-    };
-    let xdp = xdp::Xdp::open(&options).unwrap();
+    }
+}
+
+fn open_xdp(pins: &Path, bans_max: usize, layout: xdp::Layout) -> Box<dyn Enforcer> {
+    let xdp = xdp::Xdp::open(&options(pins, bans_max, layout)).unwrap();
     assert_eq!(xdp.layout(), layout, "{}", xdp.describe().reason);
     Box::new(xdp)
 }
@@ -265,7 +268,8 @@ pub(crate) fn swap(series: &Series, times: usize, most: Duration) -> Outcome {
     let begun = Instant::now();
     let (mut enforcer, done) = town.host.enter(|| {
         let mut done = 0;
-        while done < times && begun.elapsed() < most {
+        // Each step at least once, however slow the machine is.
+        while done < times && (done < steps.len() || begun.elapsed() < most) {
             enforcer.close(Keep::InForce).unwrap();
             done += 1;
             let (way, size) = steps[done % steps.len()];
@@ -283,6 +287,38 @@ pub(crate) fn swap(series: &Series, times: usize, most: Duration) -> Outcome {
     Outcome { done, took, sent: flood.sent(), dropped, through, honest }
 }
 
+/// Puts each of two programs of this layout into the place of the other `times` over, by nothing but the kernel's atomic
+/// exchange, under flood.
+pub(crate) fn exchange(layout: xdp::Layout, times: usize, most: Duration) -> Outcome {
+    let town = Town::new();
+    let open = || xdp::Xdp::open(&options(&town.pins, 100, layout)).unwrap();
+    let mut one = town.host.enter(open);
+    one.apply(&bans(), now()).unwrap();
+    // Over the same maps, and in the place of the first.
+    let mut other = town.host.enter(open);
+    let programs = [one.program_fd().unwrap(), other.program_fd().unwrap()];
+    let pinned = link::open_pin(&link_pin(&town.pins).unwrap()).unwrap();
+    let mut flood = town.flood();
+    let (begun, mut done) = (Instant::now(), 0);
+    while done < times && (done < programs.len() || begun.elapsed() < most) {
+        link::update(&pinned, &programs[done % programs.len()]).unwrap();
+        done += 1;
+    }
+    let took = begun.elapsed();
+    let dropped = settled(|| other.counters().unwrap().packets, &mut flood);
+    let (honest, through) = town.arrived();
+    Box::new(other).close(Keep::Nothing).unwrap();
+    Outcome { done, took, sent: flood.sent(), dropped, through, honest }
+}
+
+/// Where the link is pinned, in whichever folder of the layout.
+fn link_pin(folder: &Path) -> Option<PathBuf> {
+    fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+        let is_link = entry.file_name().to_string_lossy().starts_with("link-");
+        if is_link { Some(entry.path()) } else { link_pin(&entry.path()) }
+    })
+}
+
 /// Ends and starts the built agent `times` over, by turns with SIGKILL and SIGTERM, under flood.
 pub(crate) fn restart(binary: &Path, backend: Backend, times: usize, most: Duration) -> Outcome {
     let town = Town::new();
@@ -293,7 +329,7 @@ pub(crate) fn restart(binary: &Path, backend: Backend, times: usize, most: Durat
     }
     let mut flood = town.flood();
     let (begun, mut done) = (Instant::now(), 0);
-    while done < times && begun.elapsed() < most {
+    while done < times && (done < 2 || begun.elapsed() < most) {
         if done % 2 == 0 {
             agent.kill();
         } else {
