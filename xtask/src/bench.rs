@@ -33,7 +33,6 @@ pub enum Bench {
 /// When one cannot be built or run.
 pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
-    setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers, setup::Need::Filters])?;
     build::object()?;
     let all = [
         Bench::Packet,
@@ -56,6 +55,12 @@ pub fn run(which: &[Bench], args: &[String]) -> Result<()> {
             Bench::Latency => "latency",
             Bench::Gap => "gap",
         };
+        // What it is compared with.
+        match bench {
+            Bench::Packet => setup::ensure(&[setup::Need::Filters])?,
+            Bench::Gap | Bench::Restore => {}
+            _ => setup::ensure(&[setup::Need::Incumbent, setup::Need::Peers])?,
+        }
         println!("\n== {name}");
         let mut command = Command::new("cargo");
         command.args(["bench", "--quiet", "--package", "blocker", "--bench", name]).current_dir(workspace());

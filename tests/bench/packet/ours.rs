@@ -33,13 +33,8 @@ pub(crate) struct Kind {
 }
 
 /// One row for each.
-pub(crate) const KINDS: [Kind; 3] = [
+pub(crate) const KINDS: [Kind; 2] = [
     Kind { name: "buckets", judged: true, choose: |options| options.layout = xdp::Layout::Buckets },
-    Kind {
-        name: "buckets, exact",
-        judged: false,
-        choose: |options| (options.layout, options.exact) = (xdp::Layout::Buckets, true),
-    },
     Kind { name: "hash", judged: false, choose: |options| options.layout = xdp::Layout::Hash },
 ];
 

@@ -117,6 +117,7 @@ pub(crate) fn translated(program: RawFd) -> io::Result<Vec<u64>> {
 /// A map, and what it weighs.
 #[derive(Debug)]
 pub(crate) struct MapFacts {
+    pub(crate) id: u32,
     pub(crate) name: String,
     pub(crate) entries_max: u32,
     /// What the kernel charges for it.
@@ -156,5 +157,5 @@ fn map_facts(map: &OwnedFd) -> io::Result<MapFacts> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
     let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
     let name = CStr::from_bytes_until_nul(&facts.name).unwrap_or_default().to_string_lossy().into_owned();
-    Ok(MapFacts { name, entries_max: facts.entries_max, bytes: bytes.unwrap_or(0) })
+    Ok(MapFacts { id: facts.id, name, entries_max: facts.entries_max, bytes: bytes.unwrap_or(0) })
 }
