@@ -72,7 +72,7 @@ fn on_another_kernel() -> Counts {
         println!("SKIPPED: kernel {kernel}: {error:#}");
         return Counts { skipped: 1, ..Counts::default() };
     }
-    vm::boot(kernel, &vm::SUITES, vm::Passed::Counted).unwrap_or_else(|error| {
+    vm::boot(kernel, &vm::SUITES_IN_TEST, vm::Passed::Counted).unwrap_or_else(|error| {
         println!("FAILED: kernel {kernel}: {error:#}");
         Counts { failed: 1, ..Counts::default() }
     })

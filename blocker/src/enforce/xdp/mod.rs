@@ -553,5 +553,45 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         source = error.source();
     }
-    text.lines().next().unwrap_or_default().to_owned()
+    one_line(&text)
+}
+
+/// The first line; of what the verifier says also its reason, which is the last line before its figures.
+fn one_line(text: &str) -> String {
+    let mut lines = text.lines().map(str::trim_end);
+    let first = lines.next().unwrap_or_default();
+    let is_figure = |line: &&str| {
+        ["verification time ", "stack depth ", "processed "].iter().any(|start| line.starts_with(start))
+    };
+    match lines.rfind(|line| !line.is_empty() && !is_figure(line)) {
+        Some(reason) if first.contains("erifier") => {
+            let what = first.split_once("output:").map_or(first, |(what, _)| what);
+            format!("{what}output: {reason}")
+        }
+        _ => first.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_one_line_and_says_what_the_verifier_said_last() {
+        let log = "the BPF_PROG_LOAD syscall returned Invalid argument. Verifier output: 0: (bf) r6 = r1\n\
+                   1: (0f) r0 += r4\nmath with an unbounded value is not allowed\nverification time 7301 usec\n\
+                   stack depth 176\nprocessed 301 insns (limit 1000000)\n";
+        for (text, line) in [
+            (
+                log,
+                "the BPF_PROG_LOAD syscall returned Invalid argument. Verifier output: math with an unbounded value is \
+                 not allowed",
+            ),
+            ("returned Invalid argument. Verifier output: ", "returned Invalid argument. Verifier output:"),
+            ("no such file\nand more", "no such file"),
+            ("", ""),
+        ] {
+            assert_eq!(one_line(text), line);
+        }
+    }
 }
