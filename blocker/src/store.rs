@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fmt, fs,
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -195,13 +195,22 @@ impl Store {
 
     fn read(connection: &Connection) -> Result<Stored, Unusable> {
         let mut stored = Stored::default();
+        // Many bans of few jails.
+        let mut jails = Jails::default();
+        let count = connection.query_row("SELECT count(*) FROM ban", [], |row| row.get::<_, i64>(0))?;
+        stored.bans.reserve_exact(usize::try_from(count).unwrap_or(0));
         let mut bans = connection.prepare("SELECT ban FROM ban ORDER BY prefix, scope")?;
-        for json in bans.query_map([], |row| row.get::<_, String>(0))? {
-            let json = json?;
-            stored.bans.push(
-                serde_json::from_str(&json)
-                    .map_err(|error| Unusable::Damaged(format!("{error} in {json:?}")))?,
-            );
+        let mut rows = bans.query([])?;
+        while let Some(row) = rows.next()? {
+            let json = row.get_ref(0)?;
+            let json =
+                json.as_str().map_err(|error| Unusable::Damaged(format!("a ban is no text: {error}")))?;
+            let mut ban: Ban = serde_json::from_str(json)
+                .map_err(|error| Unusable::Damaged(format!("{error} in {json:?}")))?;
+            if let Origin::Jail(name) = &mut ban.origin {
+                *name = jails.one(name);
+            }
+            stored.bans.push(ban);
         }
         let mut allow = connection.prepare("SELECT prefix FROM allow ORDER BY prefix")?;
         for text in allow.query_map([], |row| row.get::<_, String>(0))? {
@@ -212,12 +221,10 @@ impl Store {
             let prefix: String = row.get(0)?;
             Ok((prefix, row.get::<_, String>(1)?, row.get::<_, u32>(2)?, row.get::<_, Option<i64>>(3)?))
         })?;
-        // Many offences of few jails.
-        let mut jails: BTreeMap<String, Arc<str>> = BTreeMap::new();
         for row in rows {
             let (prefix, jail, bans, until) = row?;
             let prefix = prefix.parse().map_err(Unusable::Damaged)?;
-            let jail = Arc::clone(jails.entry(jail).or_insert_with_key(|jail| jail.as_str().into()));
+            let jail = jails.one(&jail);
             let until = until.map_or(Until::Forever, |end| Until::At(Timestamp::from_micros(end)));
             stored.offences.push(Offence { prefix, jail, bans, until });
         }
@@ -372,6 +379,21 @@ impl Store {
             cause: error.to_string(),
             hint: "check the disk's space and health; bans stay in force meanwhile".to_owned(),
         }
+    }
+}
+
+/// Names of jails, each held once.
+#[derive(Default)]
+struct Jails(BTreeSet<Arc<str>>);
+
+impl Jails {
+    fn one(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = name.into();
+        self.0.insert(Arc::clone(&new));
+        new
     }
 }
 

@@ -31,8 +31,9 @@ use crate::{
 /// How long a ban lasts where nothing says otherwise.
 pub(super) const BANTIME: Duration = Duration::from_secs(3_600);
 
-/// Most bans at once that may be configured: the kernel tables then take about 400 MB.
-const BANS_CEILING: u64 = 4_194_304;
+/// Most bans at once that may be configured: the bucket table then takes about 300 MB, hash maps 2.4 GB, and the agent up to
+/// 200 bytes for each ban there is.
+const BANS_CEILING: u64 = 8_388_608;
 
 /// Most failing addresses that may be tracked: about 1.5 GB.
 const TRACKED_CEILING: u64 = 16_777_216;
