@@ -16,7 +16,8 @@ use std::{
 
 use blocker::{
     enforce::{
-        Enforcer, Entry, Health, Keep,
+        EnforceError, Enforcer, Entry, Health, Keep,
+        beside::Beside,
         memory::Memory,
         nft::{self, Nft},
         xdp,
@@ -106,7 +107,7 @@ impl Stage {
                 Backend::Xdp | Backend::XdpExact | Backend::XdpHash => {
                     let xdp = xdp::Xdp::open(&options).unwrap();
                     assert_eq!(xdp.layout(), options.layout, "{}", xdp.describe().reason);
-                    Box::new(xdp)
+                    Box::new(Beside::new(Box::new(xdp), nft))
                 }
             }
         };
@@ -120,8 +121,14 @@ impl Stage {
     fn apply(&mut self, changes: &[Change]) {
         let now = now();
         self.oracle.apply(changes, now).unwrap();
-        self.enforcer().apply(changes, now).unwrap();
+        self.write(changes).unwrap();
         self.check();
+    }
+
+    /// In the host's namespace: the first ban on ports makes a table.
+    fn write(&mut self, changes: &[Change]) -> Result<(), EnforceError> {
+        let Self { host, enforcer, .. } = self;
+        host.enter(|| enforcer.as_mut().unwrap().apply(changes, now()))
     }
 
     /// What is listed is what the oracle lists.

@@ -61,6 +61,11 @@ fn with_each(test: &str, case: impl Fn(Backend)) {
         return skipped(test, &reason);
     }
     case(Backend::Nftables);
+    if blocker::enforce::xdp::is_built_in() {
+        case(Backend::Xdp);
+    } else {
+        skipped(test, "XDP was not built in (cargo xtask test builds it)");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::{
     config::{AttachMode, Backend, Config, Interfaces, TableKind},
     enforce::{
         EnforceError, Enforcer,
+        beside::Beside,
         nft::{self, Nft},
         xdp,
     },
@@ -34,7 +35,7 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, EnforceError> {
             .map(|enforcer| Chosen { enforcer, why: "xdp, as the configuration asks".to_owned() }),
         Backend::Nftables => open_nft(config)
             .map(|enforcer| Chosen { enforcer, why: "nftables, as the configuration asks".to_owned() }),
-        Backend::Auto => match xdp_suffices(config).and_then(|()| open_xdp(config)) {
+        Backend::Auto => match open_xdp(config) {
             Ok(enforcer) => {
                 Ok(Chosen { enforcer, why: "auto: XDP is the fastest and was to be had".to_owned() })
             }
@@ -51,32 +52,22 @@ pub(super) fn choose(config: &Config) -> Result<Chosen, EnforceError> {
     }
 }
 
-/// The XDP program looks at no ports, and refuses a ban on some.
-fn xdp_suffices(config: &Config) -> Result<(), EnforceError> {
-    match config.policy.jails.iter().find(|jail| !jail.scope.is_all()) {
-        None => Ok(()),
-        Some(jail) => Err(EnforceError {
-            what: format!("bans of the jail {} are on {}", jail.name, jail.scope),
-            cause: "the XDP program looks at no ports".to_owned(),
-            hint: String::new(),
-            prefix: None,
-        }),
-    }
-}
-
 /// Removes what the other enforcer left in the kernel when it was the chosen one: nobody would read or lift its bans
 /// any more. To be called once the chosen one holds the ledger's bans.
-pub(super) fn retire_other(config: &Config, chosen: &str) -> Result<(), EnforceError> {
-    if chosen == "xdp" {
-        return Nft::remove();
+pub(super) fn retire_other(config: &Config, chosen: &mut dyn Enforcer) -> Result<(), EnforceError> {
+    if chosen.describe().backend == "xdp" {
+        return chosen.be_alone(super::now());
     }
     xdp::remove(&config.enforce.pin_dir)
 }
 
 fn open_nft(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {
-    let mut options = nft::Options::of(config.policy.limits.bans_max);
-    options.counters = config.enforce.counters.unwrap_or(options.counters);
-    Ok(Box::new(Nft::open_with(options)?))
+    Ok(Box::new(Nft::open_with(nft_options(config))?))
+}
+
+fn nft_options(config: &Config) -> nft::Options {
+    let options = nft::Options::of(config.policy.limits.bans_max);
+    nft::Options { counters: config.enforce.counters.unwrap_or(options.counters), ..options }
 }
 
 fn open_xdp(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {
@@ -110,5 +101,5 @@ fn open_xdp(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {
         },
         exact: config.enforce.exact,
     })?;
-    Ok(Box::new(xdp))
+    Ok(Box::new(Beside::new(Box::new(xdp), nft_options(config))))
 }

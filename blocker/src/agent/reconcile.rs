@@ -161,7 +161,7 @@ impl Agent {
         if std::mem::replace(&mut self.upkeep.alone, true) {
             return;
         }
-        if let Err(error) = backend::retire_other(&self.config, self.enforcer.describe().backend) {
+        if let Err(error) = backend::retire_other(&self.config, &mut *self.enforcer) {
             let warning = format!("what the other backend left in the kernel is still in force: {error}");
             warn!("{warning}");
             self.warnings.push(warning);

@@ -12,6 +12,7 @@ use crate::{
     time::{Timestamp, Until},
 };
 
+pub mod beside;
 pub mod memory;
 mod netlink;
 pub mod nft;
@@ -72,6 +73,14 @@ pub trait Enforcer: Send {
     /// Readable once something has changed that [`Self::repair`] follows, so that it need not wait for its time.
     fn changes(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// Removes what another enforcer left in the kernel where this one shares it; called once this one holds all bans.
+    ///
+    /// # Errors
+    /// When what was to be removed could not be.
+    fn be_alone(&mut self, _now: Timestamp) -> Result<(), EnforceError> {
+        Ok(())
     }
 
     /// Ends the agent's hold.

@@ -178,6 +178,17 @@ impl Nft {
         })
     }
 
+    /// Whether this network namespace has a table of ours; makes none.
+    ///
+    /// # Errors
+    /// When the capability or nf_tables is missing.
+    pub fn exists() -> Result<bool, EnforceError> {
+        let mut this = Self::connect(Options::of(1))?;
+        let what = "look for the nftables table inet blocker";
+        let table = this.ask_table().map_err(|refusal| error(what, &refusal))?;
+        Ok(table.is_some() && this.refuse_strangers_table().is_ok())
+    }
+
     /// Removes our table from this network namespace, when there is one.
     ///
     /// # Errors
