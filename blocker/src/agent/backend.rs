@@ -81,6 +81,7 @@ fn open_xdp(config: &Config) -> Result<Box<dyn Enforcer>, EnforceError> {
     }
     let modes = config.enforce.modes.iter().map(|mode| match mode {
         AttachMode::Native => xdp::Mode::Native,
+        AttachMode::Dispatcher => xdp::Mode::Dispatcher,
         AttachMode::Tcx => xdp::Mode::Tcx,
         AttachMode::Generic => xdp::Mode::Generic,
     });

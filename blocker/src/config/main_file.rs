@@ -84,8 +84,12 @@ const ENFORCE_KEYS: &[&str] = &[
     "table",
 ];
 /// The ways to attach, the best first.
-const ATTACH_MODES: [(&str, AttachMode); 3] =
-    [("native", AttachMode::Native), ("tcx", AttachMode::Tcx), ("generic", AttachMode::Generic)];
+const ATTACH_MODES: [(&str, AttachMode); 4] = [
+    ("native", AttachMode::Native),
+    ("dispatcher", AttachMode::Dispatcher),
+    ("tcx", AttachMode::Tcx),
+    ("generic", AttachMode::Generic),
+];
 /// Bytes of a pattern of interfaces' names: classes of characters make it longer than any name.
 const PATTERN_BYTES_MAX: usize = 64;
 const LIMITS_KEYS: &[&str] = &[
@@ -286,7 +290,7 @@ fn modes(reader: &mut Reader<'_>, table: Table<'_>, modes: &mut Vec<AttachMode>)
     if found.is_empty()
         && let Some(value) = reader.value(table, "modes")
     {
-        let hint = "write some of \"native\", \"tcx\", \"generic\", or leave the key out";
+        let hint = "write some of \"native\", \"dispatcher\", \"tcx\", \"generic\", or leave the key out";
         reader.error(value.span(), "enforce.modes", "no mode is named".to_owned(), hint);
     }
     *modes = found;

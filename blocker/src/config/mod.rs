@@ -108,6 +108,8 @@ pub enum Interfaces {
 pub enum AttachMode {
     /// XDP in the driver.
     Native,
+    /// XDP, called by a libxdp dispatcher that is there.
+    Dispatcher,
     /// A classifier before all others (Linux 6.6 and later).
     Tcx,
     /// XDP in the stack.

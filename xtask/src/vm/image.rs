@@ -21,7 +21,9 @@ use crate::lab::run;
 
 const INIT: &str = include_str!("init.sh");
 /// Programs of this machine that the tests call; one that is not here is not there.
-const PROGRAMS: [&str; 4] = ["ip", "nft", "ping", "tc"];
+const PROGRAMS: [&str; 6] = ["ip", "nft", "ping", "tc", "xdp-filter", "xdp-loader"];
+/// What xdp-tools loads.
+const XDP_OBJECTS: &str = "/usr/lib/x86_64-linux-gnu/bpf";
 
 /// What is tested: the test binaries by name, and the agent.
 #[derive(Debug)]
@@ -42,6 +44,9 @@ pub(super) fn write(to: &Path, tested: &Tested, kernel: &KernelFiles, tools: &To
         if let Some(path) = on_path(program) {
             guest.program(&path, &Path::new("/bin").join(program), Command::new("ldd"))?;
         }
+    }
+    if Path::new(XDP_OBJECTS).is_dir() {
+        guest.tree(Path::new(XDP_OBJECTS), Path::new(XDP_OBJECTS.trim_start_matches("/usr")))?;
     }
     guest.program(&tools.kmod(), Path::new("/sbin/modprobe"), tools.command(Path::new("ldd")))?;
     guest.stripped(&tested.agent, Path::new("/bin/blocker"))?;

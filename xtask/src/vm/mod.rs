@@ -69,7 +69,8 @@ impl fmt::Display for Kernel {
 }
 
 /// The test binaries that a guest runs.
-const SUITES: [&str; 6] = ["attach", "enforcers", "xdp_program", "nftables", "frames", "connections"];
+const SUITES: [&str; 7] =
+    ["attach", "enforcers", "xdp_program", "nftables", "frames", "connections", "dispatcher"];
 
 /// Tests that take minutes where a processor is emulated and say nothing about its kernel.
 const LEFT_OUT: [&str; 3] = [

@@ -21,7 +21,7 @@ use aya::util::KernelVersion;
 use rustix::mount::{MountFlags, mount};
 
 use super::{
-    EnforceError, Health,
+    EnforceError, Health, dispatcher,
     link::{Hook, Link},
     programs::{Kind, Loaded, Programs},
     refused,
@@ -41,6 +41,8 @@ const LEFT_MAX: usize = 16;
 pub enum Mode {
     /// XDP in the driver: before there is a packet buffer.
     Native,
+    /// XDP, as one of the programs that libxdp's dispatcher calls.
+    Dispatcher,
     /// Before everything else in the stack, beside other programs; Linux 6.6 and later.
     Tcx,
     /// XDP in the stack.
@@ -49,22 +51,25 @@ pub enum Mode {
 
 impl Mode {
     /// All of them, the best first.
-    pub const ALL: [Self; 3] = [Self::Native, Self::Tcx, Self::Generic];
+    pub const ALL: [Self; 4] = [Self::Native, Self::Dispatcher, Self::Tcx, Self::Generic];
 
     /// As it is written in the configuration, in `status` and in the names of pins.
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+            Self::Dispatcher => "dispatcher",
             Self::Tcx => "tcx",
             Self::Generic => "generic",
         }
     }
 
-    fn hook(self) -> Hook {
+    /// Where a link of our own is; in a dispatcher it is another's.
+    fn hook(self) -> Option<Hook> {
         match self {
-            Self::Native => Hook::Native,
-            Self::Tcx => Hook::Tcx,
-            Self::Generic => Hook::Generic,
+            Self::Native => Some(Hook::Native),
+            Self::Dispatcher => None,
+            Self::Tcx => Some(Hook::Tcx),
+            Self::Generic => Some(Hook::Generic),
         }
     }
 }
@@ -90,11 +95,18 @@ struct Attachment {
     kind: Kind,
     /// Why it is not a better mode, and what that would need; empty for the best.
     reason: String,
-    /// Held so that losing the pin alone does not end enforcement.
-    link: Link,
-    link_id: u32,
+    hold: Hold,
     program: u32,
     tried: Facts,
+}
+
+/// What keeps a program where it is.
+#[derive(Debug)]
+enum Hold {
+    /// Held so that losing the pin alone does not end enforcement.
+    Link { link: Link, id: u32 },
+    /// The pins of the dispatcher that it is in; it is pinned with us to say so.
+    Dispatcher,
 }
 
 /// What a better mode may depend on.
@@ -129,7 +141,14 @@ impl Attachment {
     }
 
     fn state(&self, pins: &Path) -> State {
-        let Ok(info) = self.link.info() else { return State::Detached };
+        let Hold::Link { link, id } = &self.hold else {
+            return match dispatcher::holds(self.index, self.program) {
+                false => State::Detached,
+                true if self.pin(pins).exists() => State::Sound,
+                true => State::Unpinned,
+            };
+        };
+        let Ok(info) = link.info() else { return State::Detached };
         if info.interface != Some(self.index) {
             return State::Detached;
         }
@@ -137,7 +156,7 @@ impl Attachment {
             return State::Replaced;
         }
         let pinned = Link::open(&self.pin(pins)).and_then(|link| link.info());
-        if pinned.is_ok_and(|pinned| pinned.id == self.link_id) { State::Sound } else { State::Unpinned }
+        if pinned.is_ok_and(|pinned| pinned.id == *id) { State::Sound } else { State::Unpinned }
     }
 }
 
@@ -188,14 +207,14 @@ impl Attachments {
             for attachment in &this.held {
                 let pin = attachment.pin(pins);
                 if !before.contains(&pin) {
-                    let _gone = fs::remove_file(pin);
+                    let _gone = let_go(&pin);
                 }
             }
             return Err(this.nothing_attached());
         }
         for pin in link_pins(pins) {
             if !this.held.iter().any(|attachment| attachment.pin(pins) == pin) {
-                let _gone = fs::remove_file(pin);
+                let _gone = let_go(&pin);
             }
         }
         Ok(this)
@@ -228,8 +247,8 @@ impl Attachments {
         for attachment in &mut self.held {
             let mended = match attachment.state(&self.pins) {
                 State::Sound => continue,
-                State::Replaced => swap(attachment, programs),
-                State::Unpinned => pin(attachment, &self.pins),
+                State::Replaced => swap(attachment, &self.pins, programs),
+                State::Unpinned => pin(attachment, &self.pins, programs),
                 State::Detached => {
                     detached = true;
                     continue;
@@ -255,7 +274,7 @@ impl Attachments {
         for attachment in &mut self.held {
             // Whatever program is in the link now is none of these.
             attachment.program = 0;
-            let swapped = swap(attachment, programs);
+            let swapped = swap(attachment, &self.pins, programs);
             outcome = outcome.and(swapped);
         }
         outcome
@@ -284,6 +303,9 @@ impl Attachments {
             if !is_kept {
                 // The link is dead, or in another namespace now; its pin would be taken for that of a new interface.
                 let _gone = fs::remove_file(attachment.pin(pins));
+                if attachment.mode == Mode::Dispatcher && !is_there {
+                    dispatcher::forget(attachment.index, attachment.program);
+                }
                 lost.push((attachment.index, attachment.name.clone()));
             }
             is_kept
@@ -348,7 +370,7 @@ impl Attachments {
             Ok(attachment) => {
                 let worse = std::mem::replace(held, attachment);
                 // What stays attached drops the same, and finds nothing left to drop.
-                let _gone = fs::remove_file(worse.pin(&self.pins));
+                let _gone = let_go(&worse.pin(&self.pins));
             }
             Err(why) => held.reason = reason(&interface.name, held.mode, &why),
         }
@@ -385,6 +407,9 @@ impl Attachments {
             let what = match attachment.state(&self.pins) {
                 State::Sound | State::Unpinned => return None,
                 State::Replaced => "another program was put into blocker's link",
+                State::Detached if attachment.mode == Mode::Dispatcher => {
+                    "blocker's program was taken out of the dispatcher"
+                }
                 State::Detached => "blocker's link was detached",
             };
             Some(format!("{} is not guarded: {what}; it is mended within a second", attachment.name))
@@ -404,7 +429,7 @@ impl Attachments {
 /// What program an interface wants in a mode; or why none is to be had.
 fn kind(interface: &Interface, mode: Mode) -> Result<Kind, String> {
     match (select::link_layer(interface), mode) {
-        (Some(LinkLayer::Ethernet), Mode::Native | Mode::Generic) => Ok(Kind::Xdp),
+        (Some(LinkLayer::Ethernet), Mode::Native | Mode::Dispatcher | Mode::Generic) => Ok(Kind::Xdp),
         (Some(LinkLayer::Ethernet), Mode::Tcx) => Ok(Kind::Tcx),
         (Some(LinkLayer::Bare), Mode::Tcx) => Ok(Kind::TcxBare),
         (Some(LinkLayer::Bare), _) => {
@@ -425,7 +450,9 @@ fn climb(
     programs: &mut Programs<'_>,
 ) -> Result<Attachment, String> {
     let mut why: Vec<String> = Vec::new();
-    for mode in modes {
+    // Where nothing is attached there is nothing to join.
+    let is_open = |mode: &&Mode| **mode != Mode::Dispatcher || interface.program.is_some();
+    for mode in modes.iter().filter(is_open) {
         match attach(*mode, pins, interface, programs) {
             Ok(attachment) => {
                 let reason = match (why.is_empty(), &attachment.reason) {
@@ -460,18 +487,10 @@ fn attach(
     let kind = kind(interface, mode)?;
     let program = programs.get(kind).map_err(|error| error.to_string())?;
     let pin = pins.join(pin_name(interface.index, mode));
-    let (link, is_new) = match adopt(&pin, interface.index, mode, &program)? {
-        Some(link) => (link, false),
-        None => {
-            let link = Link::create(program.fd.as_fd(), interface.index, mode.hook());
-            (link.map_err(|error| cause(mode, &error, pins, interface))?, true)
-        }
+    let (hold, id) = match mode.hook() {
+        Some(hook) => (link(mode, hook, &pin, pins, interface, &program)?, program.id),
+        None => (Hold::Dispatcher, dispatcher::join(interface.index, &pin, programs)?),
     };
-    let failed = |error: io::Error| format!("its link cannot be kept: {error}");
-    if is_new {
-        link.pin(&pin).map_err(failed)?;
-    }
-    let link_id = link.info().map_err(failed)?.id;
     let reason = program.one_buffer.map_or_else(String::new, |why| {
         format!(
             "{}: frames over several buffers, so an MTU over some 3,500, are refused by XDP of this kernel (5.18 and later have it): {why}",
@@ -484,11 +503,33 @@ fn attach(
         mode,
         kind,
         reason,
-        link,
-        link_id,
-        program: program.id,
+        hold,
+        program: id,
         tried: Facts::of(interface),
     })
+}
+
+/// The link that is pinned, or a new one.
+fn link(
+    mode: Mode,
+    hook: Hook,
+    pin: &Path,
+    pins: &Path,
+    interface: &Interface,
+    program: &Loaded,
+) -> Result<Hold, String> {
+    let failed = |error: io::Error| format!("its link cannot be kept: {error}");
+    let link = match adopt(pin, interface.index, mode, program)? {
+        Some(link) => link,
+        None => {
+            let link = Link::create(program.fd.as_fd(), interface.index, hook);
+            let link = link.map_err(|error| cause(mode, &error, pins, interface))?;
+            link.pin(pin).map_err(failed)?;
+            link
+        }
+    };
+    let id = link.info().map_err(failed)?.id;
+    Ok(Hold::Link { link, id })
 }
 
 /// The link pinned at `pin` with the program in it; `None` when there is none that lives.
@@ -544,18 +585,29 @@ fn cause(mode: Mode, error: &io::Error, pins: &Path, interface: &Interface) -> S
     }
 }
 
-/// Puts the program that belongs there into a link.
-fn swap(attachment: &mut Attachment, programs: &mut Programs<'_>) -> Result<(), EnforceError> {
-    let program = programs.get(attachment.kind)?;
-    let updated = attachment.link.update(program.fd.as_fd());
-    attachment.program = program.id;
-    updated.map_err(|error| {
-        refused(format!("put the program into the link of {}", attachment.name), error.to_string(), "")
-    })
+/// Puts the program that belongs there into a link, or into the next dispatcher.
+fn swap(attachment: &mut Attachment, pins: &Path, programs: &mut Programs<'_>) -> Result<(), EnforceError> {
+    let failed = |name: &str, cause: String| {
+        refused(format!("put the program into the place of the one on {name}"), cause, "")
+    };
+    match &attachment.hold {
+        Hold::Link { link, .. } => {
+            let program = programs.get(attachment.kind)?;
+            let updated = link.update(program.fd.as_fd());
+            attachment.program = program.id;
+            updated.map_err(|error| failed(&attachment.name, error.to_string()))
+        }
+        Hold::Dispatcher => {
+            let joined = dispatcher::join(attachment.index, &attachment.pin(pins), programs);
+            attachment.program = joined.map_err(|cause| failed(&attachment.name, cause))?;
+            Ok(())
+        }
+    }
 }
 
 /// Pins a link where its pin is gone or another's.
-fn pin(attachment: &Attachment, pins: &Path) -> Result<(), EnforceError> {
+fn pin(attachment: &mut Attachment, pins: &Path, programs: &mut Programs<'_>) -> Result<(), EnforceError> {
+    let Hold::Link { link, .. } = &attachment.hold else { return swap(attachment, pins, programs) };
     let path = attachment.pin(pins);
     let failed = |error: io::Error| {
         refused(format!("pin the link of {} again", attachment.name), error.to_string(), "")
@@ -563,11 +615,22 @@ fn pin(attachment: &Attachment, pins: &Path) -> Result<(), EnforceError> {
     if path.exists() {
         fs::remove_file(&path).map_err(failed)?;
     }
-    attachment.link.pin(&path).map_err(failed)
+    link.pin(&path).map_err(failed)
+}
+
+/// Removes the pin of a link, which detaches it where nobody holds it, or takes our part out of a dispatcher.
+pub(super) fn let_go(pin: &Path) -> Result<(), EnforceError> {
+    let name = pin.file_name().unwrap_or_default().to_string_lossy();
+    let rest = name.strip_prefix("link-").and_then(|rest| rest.strip_suffix(Mode::Dispatcher.name()));
+    if let Some(index) = rest.and_then(|rest| rest.strip_suffix('-')?.parse().ok()) {
+        let hint = "`xdp-loader unload` takes programs out of a dispatcher";
+        dispatcher::leave(index).map_err(|cause| refused("leave the dispatcher", cause, hint))?;
+    }
+    fs::remove_file(pin).map_err(|error| refused(format!("remove {}", pin.display()), error.to_string(), ""))
 }
 
 /// The pins of links in a folder.
-fn link_pins(folder: &Path) -> impl Iterator<Item = PathBuf> {
+pub(super) fn link_pins(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("link-")).map(|entry| entry.path())
 }

@@ -43,31 +43,16 @@ pub(super) fn is_built_in() -> bool {
 pub(super) struct Hash {
     ebpf: Ebpf,
     pins: PathBuf,
+    bans_max: u32,
 }
 
 impl Hash {
     /// Loads the program over the pinned maps, or over new ones. What is pinned of another size is moved.
     pub(super) fn load(pins: &Path, bans_max: usize) -> Result<Self, EnforceError> {
-        let Some(object) = OBJECT else {
-            return Err(refused(
-                "load the XDP program",
-                "it was not built into this binary",
-                "build with `cargo xtask build`",
-            ));
-        };
         let bans_max = u32::try_from(bans_max.max(1)).unwrap_or(u32::MAX);
         let kept = outgrown(pins, bans_max)?;
-        let mut loader = EbpfLoader::new();
-        for name in MAPS {
-            loader.map_pin_path(name, pins.join(name));
-        }
-        for name in [BANS_V4, BANS_V6, BANS_V6_64] {
-            loader.map_max_entries(name, bans_max);
-        }
-        let ebpf = loader
-            .load(object)
-            .map_err(|error| refused("load the XDP maps", chain(&error), attach::hint(&chain(&error))))?;
-        let mut this = Self { ebpf, pins: pins.to_owned() };
+        let ebpf = instantiate(pins, bans_max, None)?;
+        let mut this = Self { ebpf, pins: pins.to_owned(), bans_max };
         if let Some(kept) = kept {
             for (name, key, value) in kept {
                 this.put(name, &key, value)?;
@@ -83,7 +68,9 @@ impl Hash {
     }
 
     pub(super) fn programs(&mut self) -> Programs<'_> {
-        Programs { ebpf: &mut self.ebpf, names: NAMES }
+        let (pins, bans_max) = (&self.pins, self.bans_max);
+        let anew = Box::new(move |name: &str| instantiate(pins, bans_max, Some(name)));
+        Programs { ebpf: &mut self.ebpf, names: NAMES, anew }
     }
 
     /// The maps and where they are pinned.
@@ -262,6 +249,30 @@ impl Hash {
         }
         Ok(held)
     }
+}
+
+/// The object over the pinned maps, with one of its programs as an extension of another's.
+fn instantiate(pins: &Path, bans_max: u32, extension: Option<&str>) -> Result<Ebpf, EnforceError> {
+    let Some(object) = OBJECT else {
+        return Err(refused(
+            "load the XDP program",
+            "it was not built into this binary",
+            "build with `cargo xtask build`",
+        ));
+    };
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.join(name));
+    }
+    for name in [BANS_V4, BANS_V6, BANS_V6_64] {
+        loader.map_max_entries(name, bans_max);
+    }
+    if let Some(name) = extension {
+        loader.extension(name);
+    }
+    loader
+        .load(object)
+        .map_err(|error| refused("load the XDP maps", chain(&error), attach::hint(&chain(&error))))
 }
 
 /// A ban as it lies in a map.

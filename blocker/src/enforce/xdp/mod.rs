@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod attach;
+mod dispatcher;
 mod hash;
 mod key;
 #[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
@@ -496,6 +497,7 @@ pub fn remove(pin_dir: &Path) -> Result<(), EnforceError> {
         let is_ours =
             layout.file_name().to_string_lossy().strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
         if is_ours {
+            attach::link_pins(&layout.path()).try_for_each(|pin| attach::let_go(&pin))?;
             remove_layout(&layout.path()).map_err(|error| {
                 refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
             })?;

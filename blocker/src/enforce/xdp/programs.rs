@@ -30,11 +30,15 @@ pub(super) struct Names {
     pub(super) tcx_bare: &'static str,
 }
 
+/// Loads an object again, given the name of a program.
+pub(super) type Anew<'a> = dyn Fn(&str) -> Result<Ebpf, EnforceError> + 'a;
+
 /// The programs in an object.
-#[derive(Debug)]
 pub(super) struct Programs<'a> {
     pub(super) ebpf: &'a mut Ebpf,
     pub(super) names: Names,
+    /// The object once more over the same maps, with the program by this name to be part of another.
+    pub(super) anew: Box<Anew<'a>>,
 }
 
 /// A program that is in the kernel.
@@ -58,6 +62,12 @@ impl Programs<'_> {
                 Ok(Loaded { one_buffer: Some(refused.cause), ..loaded })
             }),
         }
+    }
+
+    /// The object over the same maps with its XDP program to be part of another one, and the name of that.
+    pub(super) fn extension(&self, one_buffer: bool) -> Result<(Ebpf, &'static str), EnforceError> {
+        let name = if one_buffer { self.names.xdp_one_buffer } else { self.names.xdp };
+        Ok(((self.anew)(name)?, name))
     }
 
     fn load(&mut self, name: &str) -> Result<Loaded, EnforceError> {

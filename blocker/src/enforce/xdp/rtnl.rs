@@ -28,23 +28,23 @@ pub(super) const INTERFACES_MAX: usize = 16_384;
 /// A dump that interfaces changed under is begun again so often.
 const ATTEMPTS: usize = 5;
 /// How long an answer may take that the kernel gives at once.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Messages taken at a time; further ones are for the next.
 const CHANGES_MAX: usize = 4_096;
 /// The kernel fills at most so much at a time (netlink(7), `NETLINK_SKB` of rtnetlink dumps).
 const BUFFER_BYTES: usize = 32 << 10;
 
 // linux/netlink.h
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
+pub(super) const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER_BYTES: usize = 16;
 // linux/rtnetlink.h
-const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR. Not routes: a router's change all the time.
@@ -60,9 +60,9 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_XDP: u16 = 43;
+pub(super) const IFLA_XDP: u16 = 43;
 const IFLA_INFO_KIND: u16 = 1;
-const IFLA_XDP_PROG_ID: u16 = 4;
+pub(super) const IFLA_XDP_PROG_ID: u16 = 4;
 // linux/if.h
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 8;
@@ -153,7 +153,7 @@ impl AsFd for Watch {
     }
 }
 
-fn netlink(flags: SocketFlags) -> io::Result<OwnedFd> {
+pub(super) fn netlink(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | flags, None)?)
 }
 
@@ -216,7 +216,7 @@ fn ask(request: u16) -> Vec<u8> {
 }
 
 /// The messages in a datagram: type, flags, payload. Ends at the first that is malformed.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
+pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER_BYTES] = rest.first_chunk()?;
         let length = usize::try_from(word(header, 0)?).ok()?;
@@ -228,7 +228,7 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
 }
 
 /// The attributes in a payload: type and value. Ends at the first that is malformed.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(half(rest, 0)?);
         let kind = half(rest, 2)? & NLA_TYPE_MASK;
@@ -242,7 +242,7 @@ fn half(bytes: &[u8], offset: usize) -> Option<u16> {
     bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
 }
 
-fn word(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(super) fn word(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 

@@ -340,7 +340,10 @@ impl Buckets {
     }
 
     pub(super) fn programs(&mut self) -> Programs<'_> {
-        Programs { ebpf: &mut self.ebpf, names: NAMES }
+        let (pins, generation, shape) = (&self.pins, self.generation, self.shape);
+        let (buckets, seed) = (self.writer.buckets(), self.writer.seed());
+        let anew = Box::new(move |name: &str| object(pins, generation, buckets, seed, shape, Some(name)));
+        Programs { ebpf: &mut self.ebpf, names: NAMES, anew }
     }
 
     /// The maps and where they are pinned.
@@ -627,6 +630,27 @@ fn instantiate(
     seed: u64,
     shape: Shape,
 ) -> Result<(Ebpf, Maps), EnforceError> {
+    let anew = |extension: Option<&str>| object(pins, generation, buckets, seed, shape, extension);
+    let mut ebpf = anew(None)?;
+    let clock = program(&mut ebpf, CLOCK)?;
+    clock
+        .load()
+        .map_err(|error| refused("load the table's clock", chain(&error), attach::hint(&chain(&error))))?;
+    let anew = Box::new(move |name: &str| anew(Some(name)));
+    Programs { ebpf: &mut ebpf, names: NAMES, anew }.get(Kind::Xdp)?;
+    let maps = Maps::open(&folder(pins, generation), buckets, shape.exact)?;
+    Ok((ebpf, maps))
+}
+
+/// The object over the maps of a generation, with one of its programs as an extension of another's.
+fn object(
+    pins: &Path,
+    generation: u32,
+    buckets: u32,
+    seed: u64,
+    shape: Shape,
+    extension: Option<&str>,
+) -> Result<Ebpf, EnforceError> {
     let Some(object) = OBJECT else {
         return Err(refused(
             "load the XDP table",
@@ -649,13 +673,12 @@ fn instantiate(
     loader.override_global("SEED", &seed, true);
     loader.override_global("BUCKETS", &buckets, true);
     loader.override_global("EXACT", &exact, true);
-    let failed =
-        |what: &str, error: &dyn std::error::Error| refused(what, chain(error), attach::hint(&chain(error)));
-    let mut ebpf = loader.load(object).map_err(|error| failed("load the table's maps", &error))?;
-    program(&mut ebpf, CLOCK)?.load().map_err(|error| failed("load the table's clock", &error))?;
-    Programs { ebpf: &mut ebpf, names: NAMES }.get(Kind::Xdp)?;
-    let maps = Maps::open(&at, buckets, shape.exact)?;
-    Ok((ebpf, maps))
+    if let Some(name) = extension {
+        loader.extension(name);
+    }
+    loader
+        .load(object)
+        .map_err(|error| refused("load the table's maps", chain(&error), attach::hint(&chain(&error))))
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, EnforceError> {

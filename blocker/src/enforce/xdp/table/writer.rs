@@ -229,6 +229,10 @@ impl Writer {
     }
 
     /// A writer of a table that another process wrote, and what that one was in the middle of is brought to an end.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     pub(super) fn adopt(memory: &mut impl Memory, seed: u64, buckets: u32, bans_max: usize) -> Self {
         let mut this = Self::new(seed, buckets, bans_max);
         for lengths in [&mut this.v4, &mut this.v6] {
