@@ -4,8 +4,8 @@
 //! copied from wherever they are. An honest frame of the usual kind costs no helper call.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
-    helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_get_buff_len},
     programs::{TcContext, XdpContext},
 };
 use blocker_ebpf::packet::{self, Frame, HEADERS_MAX, Packet, Source};
@@ -30,76 +30,23 @@ const BPF_HDR_START_NET: u32 = 1;
 /// No single buffer that the kernel hands to XDP holds so much with no tags and the usual MTU: there may be more buffers.
 const USUAL_MAX: u64 = 1_522;
 
-/// The verdict for XDP. `SEVERAL`: the kernel hands on frames of several buffers.
+/// The verdict for XDP. `SEVERAL`: the kernel hands on frames of several buffers. The headers are in the first one; a frame
+/// where they are not passes.
 #[inline(always)]
 pub(crate) fn xdp<B: Bans, const SEVERAL: bool>(ctx: &XdpContext) -> u32 {
     let frame = Linear { start: ctx.data(), end: ctx.data_end() };
-    let linear = (frame.end - frame.start) as u64;
-    let packet = packet::parse(&frame);
-    let mut far = Far::NOTHING;
-    let source = match &packet {
-        Some(packet) => packet.source,
-        None if SEVERAL && linear < HEADERS_MAX as u64 && read_far(ctx.ctx, &mut far) => far.source(),
-        None => return xdp_action::XDP_PASS,
-    };
-    // In one place only: the verifier takes it twice as hard elsewhere, too.
-    let Some(ban) = B::find(source) else { return xdp_action::XDP_PASS };
-    let is_upkeep = match packet.and_then(|packet| packet::link_upkeep(&frame, &packet)) {
-        Some(is_upkeep) => is_upkeep,
-        None => (SEVERAL && read_far(ctx.ctx, &mut far)) && far.is_upkeep != 0,
-    };
-    if is_upkeep {
+    let Some(packet) = packet::parse(&frame) else { return xdp_action::XDP_PASS };
+    let Some(ban) = B::find(packet.source) else { return xdp_action::XDP_PASS };
+    if packet::is_link_upkeep(&frame, &packet) {
         return xdp_action::XDP_PASS;
     }
-    let mut bytes = linear;
-    if SEVERAL && (linear < HEADERS_MAX as u64 || linear > USUAL_MAX) {
+    let mut bytes = (frame.end - frame.start) as u64;
+    if SEVERAL && bytes > USUAL_MAX {
         // SAFETY: the context is the one that the kernel gave.
         bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
     }
     B::count(ban, bytes);
     xdp_action::XDP_DROP
-}
-
-/// What was read of a frame whose headers are not in its linear part.
-#[repr(C)]
-struct Far {
-    address: [u8; 16],
-    is_v4: u32,
-    is_upkeep: u32,
-}
-
-impl Far {
-    const NOTHING: Self = Self { address: [0; 16], is_v4: 0, is_upkeep: 0 };
-
-    #[inline(always)]
-    fn source(&self) -> Source {
-        let [a, b, c, d, ..] = self.address;
-        if self.is_v4 != 0 { Source::V4([a, b, c, d]) } else { Source::V6(self.address) }
-    }
-}
-
-/// Whether there is a source in the frame.
-#[inline(never)]
-fn read_far(ctx: *mut xdp_md, far: &mut Far) -> bool {
-    let mut frame = Copied::EMPTY;
-    // SAFETY: the context is the one that the kernel gave, and the call writes as many bytes as it is told.
-    let copy = |into: *mut u8, size| unsafe { bpf_xdp_load_bytes(ctx, 0, into.cast(), size) == 0 };
-    if !frame.fill(SIZES, copy) {
-        return false;
-    }
-    let Some(packet) = packet::parse(&frame) else { return false };
-    match packet.source {
-        Source::V4([a, b, c, d]) => {
-            far.address = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-            far.is_v4 = 1;
-        }
-        Source::V6(address) => {
-            far.address = address;
-            far.is_v4 = 0;
-        }
-    }
-    far.is_upkeep = packet::is_link_upkeep(&frame, &packet).into();
-    true
 }
 
 /// The verdict for a classifier that sees Ethernet headers. Whatever else is attached sees what is not dropped.

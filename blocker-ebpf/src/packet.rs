@@ -115,9 +115,9 @@ pub fn is_link_upkeep<F: Frame + ?Sized>(frame: &F, packet: &Packet) -> bool {
     link_upkeep(frame, packet).unwrap_or(false)
 }
 
-/// As [`is_link_upkeep`]; `None` when the frame ends before that can be told.
+/// `None` when the frame ends before that can be told.
 #[inline(always)]
-pub fn link_upkeep<F: Frame + ?Sized>(frame: &F, packet: &Packet) -> Option<bool> {
+fn link_upkeep<F: Frame + ?Sized>(frame: &F, packet: &Packet) -> Option<bool> {
     match packet.source {
         Source::V4(_) => is_dhcp_v4(frame, packet.ip_offset),
         Source::V6(_) => is_upkeep_v6(frame, packet.ip_offset),

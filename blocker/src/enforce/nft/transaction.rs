@@ -27,7 +27,7 @@ use crate::{
 
 /// Changes of one transaction; a larger batch is several.
 ///
-/// Measured with 50,000 bans, best of three, per second without and with counters of their own: 100 a transaction
+/// Measured with 50,000 bans, the better of two, per second without and with counters of their own: 100 a transaction
 /// 860,000 and 207,000; 500 690,000 and 247,000; 1,000 836,000 and 270,000; 5,000 926,000 and 327,000; 10,000 936,000
 /// and 360,000; 50,000 652,000 and 395,000. A million in one transaction gains nothing and takes 90 MB at once.
 const CHANGES_MAX: usize = 16_384;
