@@ -5,7 +5,7 @@
 //! looks, has found the port anyway. So the table `inet blocker` is made with the first such ban, and goes with the last.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, os::fd::BorrowedFd};
 
 use super::{
     Counters, Description, EnforceError, Enforcer, Entry, Health, Keep,
@@ -161,10 +161,27 @@ impl Enforcer for Beside {
     fn repair(&mut self) -> Result<Health, EnforceError> {
         let first = self.all_ports.repair();
         let second = self.on_ports.as_mut().map_or(Ok(Health::Sound), |nft| nft.repair());
-        match (first?, second?) {
-            (Health::Sound, Health::Sound) => Ok(Health::Sound),
-            _ => Ok(Health::Repaired),
-        }
+        Ok(match (first?, second?) {
+            (Health::Sound, Health::Sound) => Health::Sound,
+            (Health::Repaired, _) | (_, Health::Repaired) => Health::Repaired,
+            _ => Health::Doubtful,
+        })
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = self.all_ports.notes();
+        notes.extend(self.on_ports.iter().flat_map(|nft| nft.notes()));
+        notes
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        let mut troubles = self.all_ports.troubles();
+        troubles.extend(self.on_ports.iter().flat_map(|nft| nft.troubles()));
+        troubles
+    }
+
+    fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.all_ports.changes()
     }
 
     fn describe(&self) -> Description {
