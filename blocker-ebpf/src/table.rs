@@ -48,8 +48,8 @@ pub const BUCKET_SLOTS: usize = 8;
 pub const BUCKET_META: usize = BUCKET_SLOTS + BUCKET_SLOTS / 4;
 /// Words of a bucket in [`KEYS`].
 pub const BUCKET_KEYS: usize = 2 * BUCKET_SLOTS;
-/// Buckets that are looked at for one fingerprint. At half load 3 of a million find no room in them, and the table is
-/// made anew; one more would cost the kernel's verifier a fifth more of what it allows a program.
+/// Buckets that are looked at for one fingerprint. At half load 3 of a million find no room in them, until a neighbour is
+/// moved; one more would cost the kernel's verifier a fifth more of what it allows a program.
 pub const PROBES_MAX: u32 = 4;
 
 /// A slot that never held a fingerprint.

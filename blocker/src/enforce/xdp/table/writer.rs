@@ -14,6 +14,7 @@
 //!   fingerprint that went past it must never see it empty.
 //! * *A list of lengths* that fits one word changes by one store. A longer one only grows, last word first, so that a
 //!   length that moves is seen twice rather than not at all; it shrinks when the table is made anew.
+//! * *Displace*: as an insert in another slot of a neighbour's search, then a tombstone where it was.
 //! * *Prefilter bits* are only ever set one by one; stale ones cost time and are cleared by writing each word as it
 //!   should be, once enough bans are gone.
 //! * *Rehash*: into other maps, which a program reads only once they are complete; its place is taken atomically.
@@ -317,7 +318,7 @@ impl Writer {
     ) -> Result<usize, Refusal> {
         let is_dormant = self.is_allowed(prefix);
         let print = fingerprint(prefix, self.seed, is_dormant);
-        let free = match self.locate(memory, print) {
+        let free = match self.room(memory, print) {
             Located::At(slot) => {
                 if memory.load(At::End(slot)) as u32 <= now {
                     memory.store(At::Packets(slot), 0);
@@ -345,7 +346,7 @@ impl Writer {
     ) -> Result<(), Refusal> {
         let is_dormant = self.is_allowed(prefix);
         let print = fingerprint(prefix, self.seed, is_dormant);
-        let Located::Free(slot) = self.locate(memory, print) else { return Err(Refusal::NoRoom) };
+        let Located::Free(slot) = self.room(memory, print) else { return Err(Refusal::NoRoom) };
         self.count(memory, prefix, true);
         self.fill(memory, slot, Filling { prefix, is_dormant, end, packets });
         Ok(())
@@ -373,7 +374,7 @@ impl Writer {
         let done = self.settle(memory, &fresh).and_then(|()| {
             for prefix in &fresh {
                 let print = fingerprint(*prefix, self.seed, false);
-                match self.locate(memory, print) {
+                match self.room(memory, print) {
                     Located::At(_) => continue,
                     Located::NoRoom => return Err(Refusal::NoRoom),
                     Located::Free(slot) => {
@@ -465,7 +466,7 @@ impl Writer {
                 continue;
             }
             let print = fingerprint(entry.prefix, self.seed, is_dormant);
-            match self.locate(memory, print) {
+            match self.room(memory, print) {
                 // The other half of a move that was cut short.
                 Located::At(_) => self.uncount(memory, entry.prefix, true),
                 Located::Free(slot) => {
@@ -477,6 +478,54 @@ impl Writer {
             bury(memory, entry.slot, entry.prefix);
         }
         Ok(())
+    }
+
+    /// As [`Self::locate`], and where there is no room, some is made: of a million bans in a table of theirs, a handful
+    /// meets 32 slots that are taken.
+    fn room(&self, memory: &mut impl Memory, print: u64) -> Located {
+        match self.locate(memory, print) {
+            Located::NoRoom => self.displace(memory, print).map_or(Located::NoRoom, Located::Free),
+            located => located,
+        }
+    }
+
+    /// Moves a neighbour to where it can lie as well, and says which slot is free now. The neighbour is seen twice for a
+    /// moment, never not at all.
+    fn displace(&self, memory: &mut impl Memory, print: u64) -> Option<usize> {
+        if print <= TOMBSTONE {
+            return None;
+        }
+        let first = home(print, self.buckets);
+        // From the last one on: what begins its search there has the most places left.
+        let slots = first as usize * BUCKET_SLOTS..(first + PROBES_MAX) as usize * BUCKET_SLOTS;
+        slots.rev().find_map(|slot| {
+            let neighbour = memory.load(At::Slot(slot));
+            let Located::Free(other) = self.locate_beyond(memory, neighbour, slot / BUCKET_SLOTS) else {
+                return None;
+            };
+            let Entry { prefix, end, packets, is_dormant, .. } = self.entry(memory, slot)?;
+            self.fill(memory, other, Filling { prefix, is_dormant, end, packets });
+            memory.store(At::Slot(slot), TOMBSTONE);
+            let since = memory.load(At::Packets(slot)).saturating_sub(packets);
+            if since > 0 {
+                let counted = memory.load(At::Packets(other));
+                memory.store(At::Packets(other), counted + since);
+            }
+            Some(slot)
+        })
+    }
+
+    /// A free slot for what lies in this bucket, in one of those where it is looked for after it.
+    fn locate_beyond(&self, memory: &mut impl Memory, print: u64, bucket: usize) -> Located {
+        let end = (home(print, self.buckets) + PROBES_MAX) as usize;
+        for bucket in bucket + 1..end {
+            for slot in bucket * BUCKET_SLOTS..(bucket + 1) * BUCKET_SLOTS {
+                if memory.load(At::Slot(slot)) <= TOMBSTONE {
+                    return Located::Free(slot);
+                }
+            }
+        }
+        Located::NoRoom
     }
 
     fn locate(&self, memory: &mut impl Memory, print: u64) -> Located {
