@@ -113,7 +113,7 @@ impl Trial {
 
 /// The kernel that `cargo xtask test` boots, and what it runs there: what every enforcer must do, which is what two
 /// minutes allow on two cores.
-pub const IN_TEST: Kernel = Kernel::Bookworm;
+pub const IN_TEST: Kernel = Kernel::Trixie;
 /// The suites for that.
 pub const SUITES_IN_TEST: [&str; 2] = ["enforcers", "nftables"];
 
