@@ -93,7 +93,7 @@ fn beside_xdp_filter(test: &str, work: impl FnOnce(&mut Stage) + Send) {
             mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
             stage.host.run("xdp-filter", &["load", "-m", "native", "eth0"]).unwrap();
             if !stage.list().contains("xdp_dispatcher") {
-                return skipped(test, "this kernel refuses programs that are part of others; `cargo xtask vm` has kernels that do not");
+                return skipped(test, "this kernel lacks programs that are part of others: it refuses them; `cargo xtask vm` has kernels that do not");
             }
             stage.host.run("xdp-filter", &["ip", "-m", "src", FILTERED]).unwrap();
             work(&mut stage);

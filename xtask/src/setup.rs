@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{lab::shown, vm};
+use crate::lab::shown;
 
 /// What a verb can need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,21 +29,11 @@ pub enum Need {
     Peers,
     /// Other tools that drop by source address, to be compared with; they have no services.
     Filters,
-    /// A kernel that tests are run on beside this machine's own; installed nowhere.
-    Kernel,
 }
 
 /// Every need.
-pub const ALL: [Need; 8] = [
-    Need::CLibraries,
-    Need::Bpf,
-    Need::Lab,
-    Need::Incumbent,
-    Need::Fuzzer,
-    Need::Peers,
-    Need::Filters,
-    Need::Kernel,
-];
+pub const ALL: [Need; 7] =
+    [Need::CLibraries, Need::Bpf, Need::Lab, Need::Incumbent, Need::Fuzzer, Need::Peers, Need::Filters];
 
 /// A compiler that can build `core` for BPF, and how to call it.
 #[derive(Clone, Debug)]
@@ -81,7 +71,6 @@ pub fn run(needs: &[Need], print_only: bool) -> Result<()> {
             Need::Fuzzer => installer.fuzzer()?,
             Need::Peers => installer.peers()?,
             Need::Filters => installer.filters()?,
-            Need::Kernel => installer.kernel(),
         }
     }
     Ok(())
@@ -237,21 +226,6 @@ impl Installer {
         install.arg(format!("llvm-{llvm}")).arg("--root").arg(linker_root(llvm));
         // The lint and wrapper settings of this workspace are not meant for another project.
         self.step(install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}")).current_dir("/"))
-    }
-
-    fn kernel(&self) {
-        let kernel = vm::IN_TEST;
-        if self.print_only {
-            println!("setup: the kernel {kernel} and an emulator, unpacked below {TOOLS}/vm");
-            return;
-        }
-        let prepared = match vm::missing() {
-            Some(reason) => Err(anyhow::anyhow!(reason)),
-            None => vm::prepare(kernel),
-        };
-        if let Err(error) = prepared {
-            println!("setup: no other kernel than this machine's can be tested: {error:#}");
-        }
     }
 
     fn fuzzer(&self) -> Result<()> {

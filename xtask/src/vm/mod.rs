@@ -111,21 +111,6 @@ impl Trial {
     }
 }
 
-/// The kernel that `cargo xtask test` boots, and what it runs there: what every enforcer must do, which is what two
-/// minutes allow on two cores.
-pub const IN_TEST: Kernel = Kernel::Trixie;
-/// The suites for that.
-pub const SUITES_IN_TEST: [&str; 2] = ["enforcers", "nftables"];
-
-/// Whether tests that passed are named or only counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passed {
-    /// Each in a line.
-    Named,
-    /// By suite.
-    Counted,
-}
-
 /// Downloads what [`boot`] needs, unless it is there.
 ///
 /// # Errors
@@ -151,7 +136,7 @@ pub fn run(kernels: &[Kernel], suites: &[String]) -> Result<()> {
     let mut failed = Vec::new();
     for kernel in if kernels.is_empty() { &KERNELS } else { kernels } {
         let good = match prepare(*kernel)
-            .and_then(|()| boot(*kernel, if suites.is_empty() { &SUITES } else { &suites }, Passed::Named))
+            .and_then(|()| boot(*kernel, if suites.is_empty() { &SUITES } else { &suites }))
         {
             Ok(counts) => counts.failed == 0,
             Err(error) => {
@@ -170,7 +155,7 @@ pub fn run(kernels: &[Kernel], suites: &[String]) -> Result<()> {
 ///
 /// # Errors
 /// When it cannot be had or booted, or did not come to an end.
-pub fn boot(kernel: Kernel, suites: &[&str], passed: Passed) -> Result<Counts> {
+pub fn boot(kernel: Kernel, suites: &[&str]) -> Result<Counts> {
     let began = Instant::now();
     let tools = packages::tools()?;
     let files = packages::kernel(kernel, &tools)?;
@@ -183,7 +168,7 @@ pub fn boot(kernel: Kernel, suites: &[&str], passed: Passed) -> Result<Counts> {
     println!("left out, since a processor is emulated here: {}", LEFT_OUT.join(", "));
     let (console, log) = (logs.join(format!("{kernel}.console")), logs.join(format!("{kernel}.log")));
     let transcript = machine::run(&files, &archive, &tools, &console, &log)?;
-    let counts = print(&transcript, passed, &log);
+    let counts = print(&transcript, &log);
     println!(
         "{kernel}: {} passed, {} failed, {} skipped in {} s",
         counts.passed,
@@ -227,7 +212,7 @@ fn binaries(suites: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
 }
 
 /// Says which tests passed and failed, and how the agent enforces there; the rest is in `log`.
-fn print(transcript: &Transcript, passed: Passed, log: &Path) -> Counts {
+fn print(transcript: &Transcript, log: &Path) -> Counts {
     let mut counts = Counts::default();
     for (name, suite) in &transcript.suites {
         counts.add(suite.counts);
@@ -235,9 +220,7 @@ fn print(transcript: &Transcript, passed: Passed, log: &Path) -> Counts {
             "{name}: {} passed, {} failed, {} skipped",
             suite.counts.passed, suite.counts.failed, suite.counts.skipped
         );
-        if passed == Passed::Named {
-            suite.passed.iter().for_each(|test| println!("  passed {test}"));
-        }
+        suite.passed.iter().for_each(|test| println!("  passed {test}"));
         suite.failed.iter().for_each(|test| println!("  FAILED {test}"));
         suite.lacking.iter().for_each(|test| println!("  degraded {test}"));
         suite.skipped.iter().for_each(|test| println!("  SKIPPED: {test}"));
