@@ -243,6 +243,12 @@ impl Writer {
             }
         }
         for entry in this.scan(memory) {
+            let print = fingerprint(entry.prefix, seed, entry.is_dormant);
+            if !matches!(this.locate(memory, print), Located::At(slot) if slot == entry.slot) {
+                // The other half of a neighbour's move that was cut short.
+                memory.store(At::Slot(entry.slot), TOMBSTONE);
+                continue;
+            }
             this.count(memory, entry.prefix, entry.is_ban());
             if !entry.is_ban() {
                 this.allowed.insert(entry.prefix);
@@ -475,7 +481,11 @@ impl Writer {
                 }
                 Located::NoRoom => return Err(Refusal::NoRoom),
             }
-            bury(memory, entry.slot, entry.prefix);
+            // Not where it was found: room may have been made by moving it.
+            if let Located::At(slot) = self.locate(memory, fingerprint(entry.prefix, self.seed, !is_dormant))
+            {
+                bury(memory, slot, entry.prefix);
+            }
         }
         Ok(())
     }
