@@ -414,6 +414,8 @@ fn a_foreign_xdp_program_is_left_alone_and_auto_falls_back_to_nftables() {
 
     let mut agent = Agent::new(&stage.scratch, &stage.lan.host, Backend::Xdp);
     agent.jail("sshd", &stage.log, "maxretry = 3");
+    // A classifier would stand beside it.
+    agent.enforce("modes = [\"native\", \"generic\"]");
     let refused = agent.start(binary()).unwrap_err().to_string();
     assert!(refused.contains("eth0"), "{refused}");
     agent.write_config().unwrap();
