@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 
 pub mod packet;
-pub mod ports;
 pub mod table;
 
 /// The version of everything below. Pinned maps of another version are not adopted.
