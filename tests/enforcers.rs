@@ -483,11 +483,27 @@ fn a_packet_counts_for_the_narrowest_ban_and_a_prolonged_ban_keeps_its_count() {
 #[test]
 fn a_large_batch_is_in_force_whole() {
     with_each("a_large_batch_is_in_force_whole", |stage| {
-        let bans: Vec<Change> = (0..900)
-            .map(|n| ban(&format!("20.{}.{}.{}", n / 200, n % 200, 1 + n % 250), 3_600_000))
-            .collect();
-        stage.apply(&bans);
-        stage.check_sources(&["20.0.0.1", "20.4.99.150", "20.4.100.1"]);
+        // 600 hosts, 150 of IPv6, 150 of its /64s and 60 wider ones.
+        let name = |n: usize| match n {
+            0..600 => format!("20.{}.{}.{}", n / 200, n % 200, 1 + n % 250),
+            600..750 => format!("2001:db8:{n:x}::1"),
+            750..900 => format!("2001:db8:{n:x}::/64"),
+            900..930 => format!("21.{n}.0.0/24", n = n - 900),
+            _ => format!("2001:db8:{n:x}::/48"),
+        };
+        let many = |range: std::ops::Range<usize>, step, change: &dyn Fn(&str) -> Change| -> Vec<Change> {
+            range.step_by(step).map(|n| change(&name(n))).collect()
+        };
+        stage.apply(&many(0..900, 1, &|name| ban(name, 3_600_000)));
+        stage.check_sources(&["20.0.0.1", "20.2.199.100", "20.3.0.1", "2001:db8:258::1", "2001:db8:2ee::9"]);
+        // Some of these end otherwise from now on, some are new.
+        stage.apply(&many(0..960, 3, &|name| ban(name, 7_200_000)));
+        stage.check_sources(&["20.0.0.1", "21.6.0.77", "21.7.0.77", "2001:db8:3a2:9::9"]);
+        // Some of these have never been.
+        let gone = [many(0..900, 2, &unban), many(900..960, 1, &unban)].concat();
+        stage.apply(&gone);
+        stage.check_sources(&["20.0.0.1", "20.0.1.2", "21.6.0.77", "2001:db8:259::1", "2001:db8:3a2:9::9"]);
+        stage.apply(&[many(0..900, 1, &unban), many(0..10, 1, &|name| ban(name, 0))].concat());
     });
 }
 

@@ -6,15 +6,16 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
+use super::syscall::{self, bpf, number};
+
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
@@ -60,15 +61,6 @@ struct Object {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
-}
-
-/// For BPF_OBJ_GET_INFO_BY_FD.
-#[repr(C)]
-#[derive(Default)]
-struct GetInfo {
-    bpf_fd: u32,
-    info_len: u32,
-    info: u64,
 }
 
 /// `struct bpf_link_info` as far as XDP and TCX links fill it.
@@ -133,9 +125,7 @@ impl Link {
         let prog_fd = number(program)?;
         let mut attr = Create { prog_fd, target_ifindex: interface, attach_type, flags, ..Create::default() };
         // SAFETY: the attribute is this command's and holds no pointer.
-        let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
-        // SAFETY: the kernel just made this descriptor for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        unsafe { syscall::open(BPF_LINK_CREATE, &mut attr) }.map(Self)
     }
 
     /// Opens a pinned one.
@@ -143,9 +133,7 @@ impl Link {
         let pin = CString::new(pin.as_os_str().as_bytes())?;
         let mut attr = Object { pathname: pin.as_ptr() as u64, ..Object::default() };
         // SAFETY: the attribute is this command's, and the path is a C string that outlives the call.
-        let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
-        // SAFETY: the kernel just made this descriptor for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        unsafe { syscall::open(BPF_OBJ_GET, &mut attr) }.map(Self)
     }
 
     /// Pins it, so that it outlives this process.
@@ -167,11 +155,8 @@ impl Link {
 
     /// What the kernel says of it; an error where it is neither an XDP nor a TCX link.
     pub(super) fn info(&self) -> io::Result<Info> {
-        let mut info = LinkInfo::default();
-        let info_len = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
-        let mut attr = GetInfo { bpf_fd: number(self.0.as_fd())?, info_len, info: &raw mut info as u64 };
-        // SAFETY: the attribute is this command's, and `info` is `info_len` writable bytes that outlive the call.
-        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+        // SAFETY: it is laid out as `struct bpf_link_info` begins, and consists of numbers.
+        let info: LinkInfo = unsafe { syscall::info(self.0.as_fd()) }?;
         if !matches!(info.kind, BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX) {
             return Err(io::Error::other("it is another kind of link"));
         }
@@ -197,19 +182,4 @@ pub(super) fn run_once(program: BorrowedFd<'_>) -> io::Result<()> {
     };
     // SAFETY: the attribute is this command's, and the frame is `data_size_in` bytes that outlive the call.
     unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
-}
-
-fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
-}
-
-/// # Safety
-/// `attr` has the kernel's layout for `command`, as far as it goes, and its pointers are good for the call.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
-    // SAFETY: by the caller.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    RawFd::try_from(done).map_err(io::Error::other)
 }

@@ -26,6 +26,7 @@ use blocker_ebpf::{LAYOUT_VERSION, TOTALS, Totals, table::LAYOUT};
 use super::{Counters, Description, EnforceError, Enforcer, Entry, Health, Keep};
 use crate::{
     engine::Change,
+    ledger::Ban,
     net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
@@ -39,6 +40,8 @@ mod link;
 mod programs;
 mod rtnl;
 mod select;
+#[expect(unsafe_code, reason = "bpf(2) itself")]
+mod syscall;
 mod table;
 
 pub use attach::Mode;
@@ -261,9 +264,14 @@ impl Bans {
         if let Some(anew) = self.allow(&allowed)? {
             self = Self::Buckets(Box::new(anew));
         }
-        for held in other.held()? {
-            if let Some(anew) = self.ban(&held)? {
-                self = Self::Buckets(Box::new(anew));
+        let held = other.held()?;
+        if let Self::Hash(hash) = &mut self {
+            hash.ban_all(&held)?;
+        } else {
+            for held in &held {
+                if let Some(anew) = self.ban(held)? {
+                    self = Self::Buckets(Box::new(anew));
+                }
             }
         }
         let (own, more) = (self.sums()?, other.sums()?);
@@ -359,13 +367,7 @@ impl Xdp {
             )),
             Change::Unban { scope, .. } if !scope.is_all() => Ok(None),
             Change::Ban(ban) if ban.until.is_over(now) => self.bans.unban(ban.prefix).map(|()| None),
-            Change::Ban(ban) => {
-                let left = match ban.until {
-                    Until::Forever => None,
-                    Until::At(end) => Some(end.saturating_since(now)),
-                };
-                self.bans.ban(&Held { prefix: ban.prefix, left, packets: 0 })
-            }
+            Change::Ban(ban) => self.bans.ban(&held(ban, now)),
             Change::Unban { prefix, .. } => self.bans.unban(*prefix).map(|()| None),
             Change::Allow { prefix } => self.bans.allow(&[*prefix]),
             Change::Disallow { prefix } => self.bans.disallow(*prefix),
@@ -388,12 +390,42 @@ impl Xdp {
     }
 }
 
+impl Xdp {
+    /// Bans, or unbans, in hash maps: what [`Enforcer::apply`] has found to be of one kind.
+    fn many(hash: &mut Hash, batch: &[Change], now: Timestamp) -> Result<(), EnforceError> {
+        let (mut bans, mut unbans) = (Vec::new(), Vec::new());
+        for change in batch {
+            match change {
+                Change::Ban(ban) => bans.push(held(ban, now)),
+                Change::Unban { prefix, .. } => unbans.push(*prefix),
+                _ => {}
+            }
+        }
+        if bans.is_empty() { hash.unban_all(&unbans) } else { hash.ban_all(&bans) }
+    }
+}
+
+fn held(ban: &Ban, now: Timestamp) -> Held {
+    let left = match ban.until {
+        Until::Forever => None,
+        Until::At(end) => Some(end.saturating_since(now)),
+    };
+    Held { prefix: ban.prefix, left, packets: 0 }
+}
+
 impl Enforcer for Xdp {
     fn apply(&mut self, batch: &[Change], now: Timestamp) -> Result<(), EnforceError> {
         self.bans.begin()?;
         let mut first = Ok(());
-        let is_allow = |change: &Change| matches!(change, Change::Allow { .. });
-        for run in batch.chunk_by(|a, b| is_allow(a) && is_allow(b)) {
+        let many = matches!(self.bans, Bans::Hash(_));
+        // What goes in one call with others of its kind.
+        let kind = |change: &Change| match change {
+            Change::Allow { .. } => Some(0),
+            Change::Ban(ban) if many && ban.scope.is_all() && !ban.until.is_over(now) => Some(1),
+            Change::Unban { scope, .. } if many && scope.is_all() => Some(2),
+            _ => None,
+        };
+        for run in batch.chunk_by(|a, b| kind(a).is_some_and(|kind_of_a| kind(b) == Some(kind_of_a))) {
             let Some(change) = run.first() else { continue };
             let prefix = match change {
                 Change::Ban(ban) => Some(ban.prefix),
@@ -402,11 +434,15 @@ impl Enforcer for Xdp {
                 }
                 Change::Flush => None,
             };
-            let outcome = if run.len() > 1 { self.allow(run) } else { self.change(change, now) };
+            let outcome = match (&mut self.bans, change) {
+                _ if run.len() == 1 => self.change(change, now),
+                (Bans::Hash(hash), Change::Ban(_) | Change::Unban { .. }) => Self::many(hash, run, now),
+                _ => self.allow(run),
+            };
             if let Err(error) = outcome
                 && first.is_ok()
             {
-                first = Err(EnforceError { prefix, ..error });
+                first = Err(EnforceError { prefix: error.prefix.or(prefix), ..error });
             }
         }
         first
@@ -469,7 +505,11 @@ impl Enforcer for Xdp {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.attachments.notes()
+        let of_maps = match &self.bans {
+            Bans::Buckets(_) => None,
+            Bans::Hash(hash) => hash.note(),
+        };
+        self.attachments.notes().into_iter().chain(of_maps).collect()
     }
 
     fn troubles(&self) -> Vec<String> {

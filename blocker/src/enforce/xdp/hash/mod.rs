@@ -2,9 +2,10 @@
 //!
 //! Slower than the bucket table and much larger, and made of nothing but what every kernel since 5.9 has: the fallback,
 //! and what the table is compared with.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::{
+    cell::Cell,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -28,6 +29,14 @@ use super::{
 };
 use crate::net::Prefix;
 
+#[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
+mod batch;
+mod many;
+
+use many::read_hash;
+
+const FULL: &str = "it is full; raise `[enforce] max_bans` and restart";
+
 /// The program as `cargo xtask build` made it, or nothing where there was no BPF toolchain.
 static OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));
 
@@ -44,19 +53,20 @@ pub(super) struct Hash {
     ebpf: Ebpf,
     pins: PathBuf,
     bans_max: u32,
+    /// Whether the kernel takes many entries in one call, as far as is known.
+    batches: Cell<bool>,
 }
 
 impl Hash {
     /// Loads the program over the pinned maps, or over new ones. What is pinned of another size is moved.
     pub(super) fn load(pins: &Path, bans_max: usize) -> Result<Self, EnforceError> {
         let bans_max = u32::try_from(bans_max.max(1)).unwrap_or(u32::MAX);
-        let kept = outgrown(pins, bans_max)?;
+        let batches = Cell::new(true);
+        let kept = outgrown(pins, bans_max, &batches)?;
         let ebpf = instantiate(pins, bans_max, None)?;
-        let mut this = Self { ebpf, pins: pins.to_owned(), bans_max };
+        let mut this = Self { ebpf, pins: pins.to_owned(), bans_max, batches };
         if let Some(kept) = kept {
-            for (name, key, value) in kept {
-                this.put(name, &key, value)?;
-            }
+            this.take_over(kept)?;
         }
         this.mark_prefixes()?;
         this.programs().get(Kind::Xdp)?;
@@ -81,10 +91,9 @@ impl Hash {
     /// Bans, or sets the end of a ban, which keeps its counts.
     pub(super) fn ban(&mut self, held: &Held) -> Result<(), EnforceError> {
         let (place, key) = key::of_ban(held.prefix);
-        let mut value = self.get(place, &key).unwrap_or_default();
-        value[BAN_UNTIL] = to_boot(held.left);
-        value[BAN_LENGTH] = held.prefix.length().into();
-        value[BAN_PACKETS] += held.packets;
+        let counted = self.get(place, &key).map_or(0, |value| value[BAN_PACKETS]);
+        let mut value = value(held, boot_ns());
+        value[BAN_PACKETS] += counted;
         self.put(place.map, &key, value)?;
         if place.is_trie { self.mark(place.map, true) } else { Ok(()) }
     }
@@ -106,19 +115,17 @@ impl Hash {
     }
 
     pub(super) fn flush(&mut self) -> Result<(), EnforceError> {
-        for (name, key, _) in self.read()? {
-            self.remove(name, &key)?;
-        }
-        self.mark_prefixes()
+        let held = self.read()?;
+        self.remove_all(held.into_iter().map(|(key, _)| key))
     }
 
     /// Every ban that is not over.
     pub(super) fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
         let boot = boot_ns();
         let live =
-            self.read()?.into_iter().filter(|(_, _, value)| value[BAN_UNTIL] == 0 || value[BAN_UNTIL] > boot);
+            self.read()?.into_iter().filter(|(_, value)| value[BAN_UNTIL] == 0 || value[BAN_UNTIL] > boot);
         Ok(live
-            .filter_map(|(_, key, value)| {
+            .filter_map(|(key, value)| {
                 let left = (value[BAN_UNTIL] != 0)
                     .then(|| Duration::from_nanos(value[BAN_UNTIL].saturating_sub(boot)));
                 Some(Held { prefix: key.prefix()?, left, packets: value[BAN_PACKETS] })
@@ -181,8 +188,7 @@ impl Hash {
                     .and_then(|mut map| map.insert(&key::trie(*length, *data), value, 0)),
             };
         outcome.map_err(|error| {
-            let hint =
-                if is_full(&error) { "it is full; raise `[enforce] max_bans` and restart" } else { "" };
+            let hint = if is_full(&error) { FULL } else { "" };
             refused(what(), chain(&error), hint)
         })
     }
@@ -241,12 +247,19 @@ impl Hash {
     }
 
     /// Every ban in the maps, over or not.
-    fn read(&mut self) -> Result<Vec<Raw>, EnforceError> {
+    fn read(&mut self) -> Result<Vec<(Key, BanValue)>, EnforceError> {
         let mut held = Vec::new();
-        for name in [BANS_V4, BANS_V6, BANS_V6_64, PREFIXES_V4, PREFIXES_V6] {
-            read_bans(name, self.map(name)?, &mut held)
-                .map_err(|error| refused(format!("read the map {name}"), chain(&error), ""))?;
+        for name in [BANS_V4, BANS_V6, BANS_V6_64] {
+            read_hash(name, self.ebpf.map(name), &self.batches, &mut held)?;
         }
+        // Entries that go while they are read are left out.
+        let failed = |error: MapError| refused("read the prefix maps", chain(&error), "");
+        let v4 = trie4::<BanValue>(self.map(PREFIXES_V4)?).map_err(failed)?;
+        let v4 = v4.iter().filter_map(Result::ok);
+        held.extend(v4.map(|(key, value)| (Key::Trie4(key.prefix_len(), key.data()), value)));
+        let v6 = trie6::<BanValue>(self.map(PREFIXES_V6)?).map_err(failed)?;
+        let v6 = v6.iter().filter_map(Result::ok);
+        held.extend(v6.map(|(key, value)| (Key::Trie6(key.prefix_len(), key.data()), value)));
         Ok(held)
     }
 }
@@ -275,12 +288,13 @@ fn instantiate(pins: &Path, bans_max: u32, extension: Option<&str>) -> Result<Eb
         .map_err(|error| refused("load the XDP maps", chain(&error), attach::hint(&chain(&error))))
 }
 
-/// A ban as it lies in a map.
-type Raw = (&'static str, Key, BanValue);
-
 /// Reads bans out of pinned maps of another size and unpins those, so that new ones are made. The old program keeps
 /// the old maps until the new one takes its place.
-fn outgrown(pins: &Path, bans_max: u32) -> Result<Option<Vec<Raw>>, EnforceError> {
+fn outgrown(
+    pins: &Path,
+    bans_max: u32,
+    batches: &Cell<bool>,
+) -> Result<Option<Vec<(Key, BanValue)>>, EnforceError> {
     let hashes = [BANS_V4, BANS_V6, BANS_V6_64];
     let failed =
         |error: MapError| refused(format!("read the maps below {}", pins.display()), chain(&error), "");
@@ -293,7 +307,7 @@ fn outgrown(pins: &Path, bans_max: u32) -> Result<Option<Vec<Raw>>, EnforceError
         }
         let data = MapData::from_pin(&path).map_err(failed)?;
         other_size |= data.info().is_ok_and(|info| info.max_entries() != bans_max);
-        read_bans(name, &mut Map::HashMap(data), &mut held).map_err(failed)?;
+        read_hash(name, Some(&Map::HashMap(data)), batches, &mut held)?;
     }
     if !other_size {
         return Ok(None);
@@ -308,41 +322,13 @@ fn outgrown(pins: &Path, bans_max: u32) -> Result<Option<Vec<Raw>>, EnforceError
     Ok(Some(held))
 }
 
-/// Entries that go while they are read are left out.
-fn read_bans(name: &'static str, map: &mut Map, held: &mut Vec<Raw>) -> Result<(), MapError> {
-    match name {
-        BANS_V4 => {
-            let map = HashMap::<_, [u8; 4], BanValue>::try_from(map)?;
-            held.extend(map.iter().filter_map(Result::ok).map(|(key, value)| (name, Key::V4(key), value)));
-        }
-        BANS_V6 => {
-            let map = HashMap::<_, [u8; 16], BanValue>::try_from(map)?;
-            held.extend(map.iter().filter_map(Result::ok).map(|(key, value)| (name, Key::V6(key), value)));
-        }
-        BANS_V6_64 => {
-            let map = HashMap::<_, [u8; 8], BanValue>::try_from(map)?;
-            held.extend(
-                map.iter().filter_map(Result::ok).map(|(key, value)| (name, Key::V6Half(key), value)),
-            );
-        }
-        PREFIXES_V4 => {
-            let map = trie4::<BanValue>(map)?;
-            held.extend(
-                map.iter()
-                    .filter_map(Result::ok)
-                    .map(|(key, value)| (name, Key::Trie4(key.prefix_len(), key.data()), value)),
-            );
-        }
-        _ => {
-            let map = trie6::<BanValue>(map)?;
-            held.extend(
-                map.iter()
-                    .filter_map(Result::ok)
-                    .map(|(key, value)| (name, Key::Trie6(key.prefix_len(), key.data()), value)),
-            );
-        }
-    }
-    Ok(())
+/// A new entry, on a boot clock that shows `boot`.
+fn value(held: &Held, boot: u64) -> BanValue {
+    let mut value = BanValue::default();
+    value[BAN_UNTIL] = on_boot(held.left, boot);
+    value[BAN_LENGTH] = held.prefix.length().into();
+    value[BAN_PACKETS] = held.packets;
+    value
 }
 
 fn trie4<V: aya::Pod>(map: &mut Map) -> Result<LpmTrie<&mut MapData, [u8; 4], V>, MapError> {
@@ -389,7 +375,7 @@ fn boot_ns() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// An end on the boot clock; 0 stands for none.
-fn to_boot(left: Option<Duration>) -> u64 {
-    left.map_or(0, |left| boot_ns().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX)).max(1))
+/// An end on the boot clock, where that shows `boot`; 0 stands for none.
+fn on_boot(left: Option<Duration>, boot: u64) -> u64 {
+    left.map_or(0, |left| boot.saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX)).max(1))
 }
