@@ -20,9 +20,9 @@ use blocker::{
     time::{Timestamp, Until},
 };
 use xtask::lab::{
-    KERNEL_LACKS, Netns, Scratch,
+    Netns, Scratch,
     agent::{Agent, Backend, remove_pins},
-    missing, probe, skipped, wait_for,
+    kernel, missing, probe, skipped, wait_for,
     wire::Wire,
 };
 
@@ -163,7 +163,7 @@ impl Drop for Stage {
 }
 
 fn put(wire: &Wire, frame: &[u8]) {
-    wire.send(frame).unwrap();
+    wire.send_whole(frame).unwrap();
 }
 
 fn now() -> Timestamp {
@@ -185,25 +185,14 @@ fn device(test: &str, netns: &Netns, args: &str) -> bool {
     match netns.ip(&format!("link add {args}")) {
         Ok(_) => true,
         Err(error) => {
-            skipped(test, &format!("{KERNEL_LACKS} such a device: {error:#}"));
+            kernel::lacks(test, &format!("such a device: {error:#}"));
             false
         }
     }
 }
 
-/// Whether this kernel is of that version or a later one; said, where it is not.
-fn has(test: &str, what: &str, version: (u32, u32)) -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut parts = release.split(['.', '-']).map_while(|part| part.parse().ok());
-    let (major, minor) = (parts.next().unwrap(), parts.next().unwrap());
-    if (major, minor) < version {
-        skipped(test, &format!("{KERNEL_LACKS} {what} ({}.{} and later have it)", version.0, version.1));
-    }
-    (major, minor) >= version
-}
-
 fn has_tcx(test: &str) -> bool {
-    has(test, "TCX", (6, 6))
+    kernel::has(test, "TCX", (6, 6))
 }
 
 /// The modes that this kernel has.
@@ -545,7 +534,7 @@ fn several_modes_serve_one_table() {
 #[test]
 fn jumbo_frames_are_dropped_natively_with_all_their_bytes() {
     let test = "jumbo_frames_are_dropped_natively_with_all_their_bytes";
-    if !has(test, "XDP over several buffers", (5, 18)) {
+    if !kernel::has(test, "XDP over several buffers", (5, 18)) {
         return;
     }
     for mode in modes(test) {
@@ -729,10 +718,13 @@ fn an_agent_mends_within_two_seconds_and_says_degraded_until_then() {
     for (what, name, sabotage) in cases {
         sabotage();
         let begun = Instant::now();
-        let mended = wait_for(SOON, || is_well(name));
+        let mended = wait_for(kernel::patience(SOON), || is_well(name));
         let took = begun.elapsed();
         let (attached, degraded) = status(&agent);
-        assert!(mended.is_some() && took < MENDED_WITHIN, "{what}: {attached:?} {degraded} after {took:?}");
+        assert!(
+            mended.is_some() && took < kernel::patience(MENDED_WITHIN),
+            "{what}: {attached:?} {degraded} after {took:?}"
+        );
         assert!(!reached(), "{what}");
         println!("{what}: mended after {} ms; {}", took.as_millis(), attached.join(", "));
     }

@@ -23,7 +23,7 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     thread::UnshareFlags,
 };
-use xtask::lab::{Netns, missing, skipped, wait_for, wire::Wire};
+use xtask::lab::{Netns, kernel, missing, skipped, wait_for, wire::Wire};
 
 #[path = "common/frame.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
@@ -93,7 +93,7 @@ fn beside_xdp_filter(test: &str, work: impl FnOnce(&mut Stage) + Send) {
             mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
             stage.host.run("xdp-filter", &["load", "-m", "native", "eth0"]).unwrap();
             if !stage.list().contains("xdp_dispatcher") {
-                return skipped(test, "this kernel lacks programs that are part of others: it refuses them; `cargo xtask vm` has kernels that do not");
+                return kernel::lacks(test, "programs that are part of others: it refuses them; `cargo xtask vm` has kernels that do not");
             }
             stage.host.run("xdp-filter", &["ip", "-m", "src", FILTERED]).unwrap();
             work(&mut stage);
@@ -173,7 +173,7 @@ impl Stage {
     }
 
     fn send(&self, source: &str) {
-        self.wire.send(&frame::tcp(source.parse::<IpAddr>().unwrap())).unwrap();
+        self.wire.send_whole(&frame::tcp(source.parse::<IpAddr>().unwrap())).unwrap();
     }
 }
 
@@ -252,7 +252,7 @@ fn nothing_of_a_banned_source_passes_while_it_is_started_again() {
                 let end = Instant::now() + Duration::from_secs(240);
                 while !stop.load(Ordering::Relaxed) && Instant::now() < end {
                     for _ in 0..BURST {
-                        wire.send(frame).unwrap();
+                        wire.send_whole(frame).unwrap();
                     }
                     sent.fetch_add(BURST, Ordering::Relaxed);
                     thread::sleep(Duration::from_millis(1));

@@ -27,7 +27,7 @@ use blocker::{
     net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
-use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for};
+use xtask::lab::{Netns, Scratch, agent::remove_pins, kernel, missing, skipped, wait_for};
 
 #[path = "common/frame.rs"]
 mod frame;

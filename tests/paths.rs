@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use xtask::lab::{
     Netns, Scratch,
     agent::{Agent, Backend},
-    missing, skipped, wait_for,
+    kernel, missing, skipped, wait_for,
     wire::Wire,
 };
 
@@ -153,7 +153,7 @@ impl<'a> Guard<'a> {
     fn send<'f>(&self, frames: impl IntoIterator<Item = &'f [u8]>, expected: Seen) -> Seen {
         let before = self.seen();
         for frame in frames {
-            self.town.wire.send(frame).unwrap();
+            self.town.wire.send_whole(frame).unwrap();
         }
         let since = || {
             let now = self.seen();
@@ -205,8 +205,18 @@ fn on_every_way(test: &str, case: impl Fn(&Guard<'_>)) {
             skipped(test, "XDP was not built in (cargo xtask test builds it)");
             continue;
         }
+        if way.attached.ends_with("tcx") && !kernel::has(test, "TCX", (6, 6)) {
+            continue;
+        }
         let town = Town::new();
-        case(&Guard::new(way, &town));
+        let guard = Guard::new(way, &town);
+        let reason = guard.ask("status", Value::Null)["backend"]["reason"].to_string();
+        if reason.contains("the bucket table was refused") && kernel::version() < (6, 12) {
+            kernel::lacks(test, "a verifier that takes the bucket table");
+            continue;
+        }
+        assert!(!reason.contains("refused"), "{}: {reason}", way.name);
+        case(&guard);
     }
 }
 

@@ -169,9 +169,11 @@ fn bans_on_other_ports_and_wider_ones_stand_beside_each_other() {
         stage.open();
         stage.check();
         check(stage);
-        stage.apply(&[allow("203.0.113.9"), unban("203.0.113.10"), ban_on("80", "203.0.113.10", 700)]);
+        // It must not end while it is checked.
+        let short = u64::try_from(kernel::patience(Duration::from_millis(700)).as_millis()).unwrap();
+        stage.apply(&[allow("203.0.113.9"), unban("203.0.113.10"), ban_on("80", "203.0.113.10", short)]);
         check(stage);
-        thread::sleep(Duration::from_millis(900));
+        thread::sleep(Duration::from_millis(short + 200));
         stage.check();
         check(stage);
         stage.apply(&[Change::Flush, ban_on("80", "198.51.100.9", 60_000)]);

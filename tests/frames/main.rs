@@ -172,10 +172,10 @@ impl<'a> Judge<'a> {
     fn send(&mut self, frames: &[&Made]) -> Seen {
         let before = self.totals();
         for made in frames {
-            self.wire.send(&made.bytes).unwrap_or_else(|error| panic!("{error}: {}", shown(made)));
+            self.wire.send_whole(&made.bytes).unwrap_or_else(|error| panic!("{error}: {}", shown(made)));
         }
         self.sentinels += 1;
-        self.wire.send(&frame::tcp(SENTINEL.parse().unwrap())).unwrap();
+        self.wire.send_whole(&frame::tcp(SENTINEL.parse().unwrap())).unwrap();
         let sentinel: Prefix = SENTINEL.parse().unwrap();
         let arrived = wait_for(Duration::from_secs(5), || {
             let entries = self.nft.entries(now()).unwrap();

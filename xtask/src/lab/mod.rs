@@ -21,6 +21,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub mod agent;
 pub mod journald;
+pub mod kernel;
 pub mod lan;
 pub mod probe;
 pub mod site;

@@ -3,11 +3,15 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
-use super::Netns;
+use super::{Netns, wait_for};
+
+/// How long a queue may be full.
+const ROOM_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A packet socket (packet(7)) on an interface of a namespace.
 #[derive(Debug)]
@@ -31,6 +35,20 @@ impl Wire {
         let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         if usize::try_from(sent) == Ok(frame.len()) { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
+
+    /// Sends one frame, once there is room for it.
+    ///
+    /// # Errors
+    /// When the interface takes no frame of this size, or has no room for long.
+    pub fn send_whole(&self, frame: &[u8]) -> io::Result<()> {
+        let sent = || Some(self.send(frame)).filter(|outcome| !has_no_room(outcome));
+        wait_for(ROOM_TIME_MAX, sent).unwrap_or_else(|| self.send(frame))
+    }
+}
+
+/// Whether the queue behind the interface was full, so that the frame is lost.
+fn has_no_room(outcome: &io::Result<()>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOBUFS))
 }
 
 fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
