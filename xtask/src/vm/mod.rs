@@ -1,12 +1,14 @@
 //! `cargo xtask vm`: the enforcers' conformance suites on kernels of distributions, each in an emulated machine.
 //!
 //! A guest holds the same test binaries that `cargo test` runs here, and ends with the agent saying how it enforces
-//! on that kernel: the mode it got, and why not a better one. Guests have no network device.
+//! on that kernel: the mode it got, and why not a better one. What a kernel lacks is said with its reason, and is neither
+//! passed nor failed. Guests have no network device.
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
-    path::{Path, PathBuf},
+    fmt,
+    fs::{self, File},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -16,19 +18,20 @@ use anyhow::{Context, Result, bail};
 use crate::{
     build,
     lab::{self, shown},
-    setup,
-    test::Counts,
-    workspace,
+    setup, workspace,
 };
 
 mod cpio;
 mod image;
 mod machine;
 mod packages;
+mod report;
 mod transcript;
 
+use machine::{Processors, Work};
 pub use packages::missing;
-use transcript::{Outcome, Transcript};
+pub use report::Tally;
+use transcript::Transcript;
 
 /// The kernel of a Debian release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -69,8 +72,22 @@ impl fmt::Display for Kernel {
 }
 
 /// The test binaries that a guest runs.
-const SUITES: [&str; 7] =
-    ["attach", "enforcers", "xdp_program", "nftables", "frames", "connections", "dispatcher"];
+const SUITES: [&str; 11] = [
+    "attach",
+    "enforcers",
+    "xdp_program",
+    "nftables",
+    "frames",
+    "paths",
+    "ports",
+    "connections",
+    "dispatcher",
+    "takeover",
+    "gap",
+];
+
+/// Of these, those that rewrite the kernel's code thousands of times, which takes a machine of their own.
+const REWRITING: [&str; 1] = ["gap"];
 
 /// Tests that take minutes where a processor is emulated and say nothing about its kernel.
 const LEFT_OUT: [&str; 3] = [
@@ -133,54 +150,73 @@ pub fn run(kernels: &[Kernel], suites: &[String]) -> Result<()> {
     let suites: Vec<&str> = suites.iter().map(String::as_str).collect();
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
     build::object()?;
-    let mut failed = Vec::new();
+    let (mut failed, mut summary) = (Vec::new(), Vec::new());
     for kernel in if kernels.is_empty() { &KERNELS } else { kernels } {
-        let good = match prepare(*kernel)
-            .and_then(|()| boot(*kernel, if suites.is_empty() { &SUITES } else { &suites }))
-        {
-            Ok(counts) => counts.failed == 0,
-            Err(error) => {
-                println!("{kernel}: {error:#}");
-                false
-            }
+        let booted =
+            prepare(*kernel).and_then(|()| boot(*kernel, if suites.is_empty() { &SUITES } else { &suites }));
+        let (is_good, line) = match booted {
+            Ok(tally) => (tally.counts.failed == 0, tally.shown()),
+            Err(error) => (false, format!("{error:#}")),
         };
-        if !good {
+        if !is_good {
             failed.push(kernel.to_string());
         }
+        summary.push(format!("{kernel}: {line}"));
     }
+    println!();
+    summary.iter().for_each(|line| println!("{line}"));
     if failed.is_empty() { Ok(()) } else { bail!("failed on {}", failed.join(", ")) }
 }
 
 /// Boots one kernel, prints what came of it, and counts it.
 ///
 /// # Errors
-/// When it cannot be had or booted, or did not come to an end.
-pub fn boot(kernel: Kernel, suites: &[&str]) -> Result<Counts> {
+/// When it cannot be had or booted.
+pub fn boot(kernel: Kernel, suites: &[&str]) -> Result<Tally> {
     let began = Instant::now();
     let tools = packages::tools()?;
     let files = packages::kernel(kernel, &tools)?;
-    let tested = image::Tested { suites: binaries(suites)?, agent: build::agent(build::Profile::Debug)? };
+    let tested = built(suites)?;
+    let compiled = began.elapsed();
     let (logs, scratch) = (workspace().join("target/vm"), lab::Scratch::new("vm")?);
     fs::create_dir_all(&logs)?;
     let archive = scratch.join("initramfs");
     image::write(&archive, &tested, &files, &tools)?;
-    println!("\n== {kernel}: {}", files.version);
-    println!("left out, since a processor is emulated here: {}", LEFT_OUT.join(", "));
+    let packed = began.elapsed();
+    println!("\n{kernel}: {}", files.version);
     let (console, log) = (logs.join(format!("{kernel}.console")), logs.join(format!("{kernel}.log")));
-    let transcript = machine::run(&files, &archive, &tools, &console, &log)?;
-    let counts = print(&transcript, &log);
+    let (mut transcript, mut log_file) = (Transcript::default(), File::create(&log)?);
+    let (rewriting, others): (Vec<&str>, Vec<&str>) =
+        suites.iter().partition(|suite| REWRITING.contains(suite));
+    let mut works = vec![Work { processors: Processors::AtOnce, suites: &others, trials: true }];
+    if !rewriting.is_empty() {
+        works.push(Work { processors: Processors::InTurn, suites: &rewriting, trials: false });
+    }
+    let mut cut_off = 0;
+    for work in &works {
+        let ended = machine::run(&files, &archive, &tools, work, &mut transcript, (&console, &mut log_file));
+        if let Err(error) = ended {
+            println!("  FAILED: {error:#}");
+            cut_off += usize::from(transcript.unfinished().is_none());
+        }
+    }
+    let mut tally = report::rest(&transcript, &log);
+    tally.counts.failed += cut_off;
     println!(
-        "{kernel}: {} passed, {} failed, {} skipped in {} s",
-        counts.passed,
-        counts.failed,
-        counts.skipped,
-        began.elapsed().as_secs()
+        "{kernel}: {} in {} s: {} compiling, {} packing, {} booting; left out, since the processor is emulated: {}",
+        tally.shown(),
+        began.elapsed().as_secs(),
+        compiled.as_secs(),
+        (packed - compiled).as_secs(),
+        transcript.boot_seconds,
+        LEFT_OUT.join(", ")
     );
-    Ok(counts)
+    Ok(tally)
 }
 
-/// Builds the test binaries and says where they are.
-fn binaries(suites: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+/// Builds the test binaries and the agent, as `cargo xtask test` does, so that nothing is compiled twice; says where
+/// they are.
+fn built(suites: &[&str]) -> Result<image::Tested> {
     #[derive(serde::Deserialize)]
     struct Artifact {
         #[serde(default)]
@@ -192,7 +228,7 @@ fn binaries(suites: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
         name: String,
     }
     let mut command = Command::new("cargo");
-    command.args(["test", "--quiet", "--package", "blocker", "--no-run", "--message-format", "json"]);
+    command.args(["test", "--quiet", "--workspace", "--no-run", "--message-format", "json"]);
     command.args(suites.iter().flat_map(|suite| ["--test", suite]));
     command.current_dir(workspace()).stderr(Stdio::inherit());
     let output = command.output().with_context(|| format!("start {}", shown(&command)))?;
@@ -203,55 +239,8 @@ fn binaries(suites: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let artifacts = text.lines().filter_map(|line| serde_json::from_str::<Artifact>(line).ok());
     let found: BTreeMap<String, PathBuf> =
         artifacts.filter_map(|artifact| Some((artifact.target?.name, artifact.executable?))).collect();
-    let wanted = |suite: &&str| Some(((*suite).to_owned(), found.get(*suite)?.clone()));
-    let built: BTreeMap<String, PathBuf> = suites.iter().filter_map(wanted).collect();
-    if built.len() < suites.len() {
-        bail!("cargo built only {} of {}", built.len(), suites.join(", "));
-    }
-    Ok(built)
-}
-
-/// Says which tests passed and failed, and how the agent enforces there; the rest is in `log`.
-fn print(transcript: &Transcript, log: &Path) -> Counts {
-    let mut counts = Counts::default();
-    for (name, suite) in &transcript.suites {
-        counts.add(suite.counts);
-        println!(
-            "{name}: {} passed, {} failed, {} skipped",
-            suite.counts.passed, suite.counts.failed, suite.counts.skipped
-        );
-        suite.passed.iter().for_each(|test| println!("  passed {test}"));
-        suite.failed.iter().for_each(|test| println!("  FAILED {test}"));
-        suite.lacking.iter().for_each(|test| println!("  degraded {test}"));
-        suite.skipped.iter().for_each(|test| println!("  SKIPPED: {test}"));
-        if !suite.is_good() {
-            suite.output.iter().for_each(|line| println!("    {line}"));
-            if suite.counts.failed == 0 {
-                println!("  FAILED {name}: it ended with {:?} before its tests did", suite.status);
-                counts.failed += 1;
-            }
-        }
-    }
-    for (name, outcome) in &transcript.trials {
-        match outcome {
-            Outcome::Runs(status) => {
-                let backend = &status.backend;
-                println!("{name}: {} on {}", backend.name, backend.attachments.join(", "));
-                println!("  {}", backend.reason);
-                for line in status.degraded.iter().chain(&status.warnings) {
-                    println!("  {line}");
-                }
-                counts.passed += 1;
-            }
-            Outcome::Refused(printed) => {
-                println!("{name}: FAILED, the agent does not run");
-                printed.iter().for_each(|line| println!("    {line}"));
-                counts.failed += 1;
-            }
-        }
-    }
-    if counts.failed > 0 {
-        println!("everything that was said is in {}", log.display());
-    }
-    counts
+    let wanted =
+        |name: &str| found.get(name).cloned().with_context(|| format!("{} built no {name}", shown(&command)));
+    let suites = suites.iter().map(|suite| Ok(((*suite).to_owned(), wanted(suite)?)));
+    Ok(image::Tested { suites: suites.collect::<Result<_>>()?, agent: wanted("blocker")? })
 }

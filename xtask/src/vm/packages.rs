@@ -180,7 +180,11 @@ fn fetch(kernel: Kernel, root: &Path) -> Result<String> {
             Err(error) => refusals.push(format!("{mirror}: {error:#}")),
         }
     }
-    bail!("no mirror has a kernel of Debian's {}:\n{}", kernel.release(), refusals.join("\n"));
+    bail!(
+        "no mirror has a kernel of Debian's {}; try again once `apt-get update` reaches one:\n{}",
+        kernel.release(),
+        refusals.join("\n")
+    );
 }
 
 /// This machine's mirror of Debian, then the public ones.

@@ -19,6 +19,8 @@ pub(super) struct Transcript {
     pub(super) release: String,
     /// What each suite came to.
     pub(super) suites: BTreeMap<String, Suite>,
+    /// How long it took from the emulator's start to the first suite, by the guest's clock, in seconds.
+    pub(super) boot_seconds: u64,
     /// How the agent enforced in each trial, in order.
     pub(super) trials: Vec<(String, Outcome)>,
     at: Place,
@@ -39,6 +41,8 @@ pub(super) struct Suite {
     pub(super) output: Vec<String>,
     /// The process's exit status, once it ended.
     pub(super) status: Option<i32>,
+    /// How long it ran, in seconds.
+    pub(super) seconds: u64,
 }
 
 /// What became of the agent.
@@ -65,6 +69,8 @@ pub(super) struct Backend {
     pub(super) name: String,
     pub(super) attachments: Vec<String>,
     pub(super) reason: String,
+    #[serde(default)]
+    pub(super) notes: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -77,8 +83,8 @@ enum Place {
 }
 
 impl Transcript {
-    /// Takes the next line.
-    pub(super) fn read(&mut self, line: &str) {
+    /// Takes the next line; the name of the suite that ended with it.
+    pub(super) fn read(&mut self, line: &str) -> Option<String> {
         if self.tail.len() == TAIL_LINES {
             self.tail.remove(0);
         }
@@ -92,8 +98,9 @@ impl Transcript {
                 suite.read(line);
             }
             Place::Trial(_, printed) => printed.push(line.to_owned()),
-            Place::Outside | Place::Done => self.skipped(line),
+            Place::Outside | Place::Done => {}
         }
+        None
     }
 
     /// Whether the guest got to its end.
@@ -106,18 +113,33 @@ impl Transcript {
         self.tail.join("\n")
     }
 
-    fn mark(&mut self, mark: &str) {
+    /// The suite that had begun and not ended, where the guest ended early.
+    pub(super) fn unfinished(&self) -> Option<&str> {
+        match &self.at {
+            Place::Suite(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    fn mark(&mut self, mark: &str) -> Option<String> {
         let (word, rest) = mark.split_once(' ').unwrap_or((mark, ""));
         match (word, std::mem::take(&mut self.at)) {
-            ("booted", _) => self.release = rest.to_owned(),
+            ("booted", _) => {
+                let (release, seconds) = rest.split_once(' ').unwrap_or((rest, ""));
+                release.clone_into(&mut self.release);
+                self.boot_seconds += seconds.parse().unwrap_or(0);
+            }
             ("suite", _) => {
                 self.suites.entry(rest.to_owned()).or_default();
                 self.at = Place::Suite(rest.to_owned());
             }
             ("ended", _) => {
-                if let Some((name, status)) = rest.split_once(' ') {
-                    self.suites.entry(name.to_owned()).or_default().status = status.parse().ok();
-                }
+                let mut words = rest.split(' ');
+                let name = words.next().unwrap_or_default().to_owned();
+                let suite = self.suites.entry(name.clone()).or_default();
+                suite.status = words.next().and_then(|status| status.parse().ok());
+                suite.seconds = words.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
+                return Some(name);
             }
             ("trial", _) => self.at = Place::Trial(rest.to_owned(), Vec::new()),
             ("status", Place::Trial(name, printed)) => {
@@ -134,23 +156,7 @@ impl Transcript {
             ("done", _) => self.at = Place::Done,
             (_, place) => self.at = place,
         }
-    }
-
-    /// A suite's skips are printed after its end: `SKIPPED: TEST: REASON`.
-    fn skipped(&mut self, line: &str) {
-        let Some(test) = line.strip_prefix("SKIPPED: ") else { return };
-        let name = test.split(": ").next().unwrap_or_default();
-        let of = self.suites.values_mut().find(|suite| suite.passed.iter().any(|passed| passed == name));
-        if let Some(suite) = of {
-            suite.counts.passed = suite.counts.passed.saturating_sub(1);
-            suite.passed.retain(|passed| passed != name);
-            if test.contains(KERNEL_LACKS) {
-                suite.lacking.push(test.to_owned());
-            } else {
-                suite.counts.skipped += 1;
-                suite.skipped.push(test.to_owned());
-            }
-        }
+        None
     }
 }
 
@@ -158,6 +164,8 @@ impl Suite {
     fn read(&mut self, line: &str) {
         if let Some(counts) = result_line(line) {
             self.counts.add(counts);
+        } else if let Some(test) = line.strip_prefix("SKIPPED: ") {
+            self.skip(test);
         } else if let Some((name, result)) =
             line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
         {
@@ -171,9 +179,29 @@ impl Suite {
         }
     }
 
+    /// Those that could not be tested are named at the end, as `TEST: REASON`, some of them more than once; libtest has
+    /// taken them for passed.
+    fn skip(&mut self, test: &str) {
+        let name = test.split(": ").next().unwrap_or_default();
+        let known = self.passed.len();
+        self.passed.retain(|passed| passed != name);
+        if self.passed.len() == known {
+            return;
+        }
+        self.counts.passed = self.counts.passed.saturating_sub(1);
+        if test.contains(KERNEL_LACKS) {
+            self.lacking.push(test.to_owned());
+        } else {
+            self.counts.skipped += 1;
+            self.skipped.push(test.to_owned());
+        }
+    }
+
     /// Whether it ended by itself, and nothing in it failed.
     pub(super) fn is_good(&self) -> bool {
-        self.status == Some(0) && self.counts.failed == 0 && self.counts.passed > 0
+        self.status == Some(0)
+            && self.counts.failed == 0
+            && self.passed.len() + self.lacking.len() + self.skipped.len() > 0
     }
 }
 
@@ -183,7 +211,7 @@ mod tests {
 
     const SAID: &str = "\
 noise
-@@ booted 6.1.0-50-cloud-amd64
+@@ booted 6.1.0-50-cloud-amd64 4
 @@ suite enforcers
 
 running 5 tests
@@ -195,12 +223,14 @@ test five ... ok
 why it failed
 test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.08s
 
-@@ ended enforcers 101
 SKIPPED: three: `ip` is missing
 SKIPPED: four: this kernel lacks a flag (Linux 6.9)
+SKIPPED: four: this kernel lacks a flag (Linux 6.9)
+SKIPPED: two: this kernel lacks a flag (Linux 6.9)
+@@ ended enforcers 101 17
 @@ suite hangs
 running 1 test
-@@ ended hangs 137
+@@ ended hangs 137 900
 @@ trial auto
 a warning
 @@ status {\"backend\":{\"name\":\"xdp\",\"attachments\":[\"eth0: native\"],\"reason\":\"auto\"},\"degraded\":[],\"bans\":0}
@@ -212,11 +242,16 @@ no nf_tables
     #[test]
     fn results_skips_and_trials_are_read() {
         let mut transcript = Transcript::default();
-        SAID.lines().for_each(|line| {
-            assert!(!transcript.is_complete());
-            transcript.read(line);
-        });
+        let ended: Vec<String> = SAID
+            .lines()
+            .filter_map(|line| {
+                assert!(!transcript.is_complete());
+                transcript.read(line)
+            })
+            .collect();
         assert!(transcript.is_complete());
+        assert_eq!(ended, ["enforcers", "hangs"]);
+        assert_eq!((transcript.boot_seconds, transcript.suites["enforcers"].seconds), (4, 17));
         assert_eq!(transcript.release, "6.1.0-50-cloud-amd64");
         let suite = &transcript.suites["enforcers"];
         assert_eq!(suite.counts, Counts { passed: 2, failed: 1, skipped: 1 });
@@ -239,7 +274,10 @@ no nf_tables
     #[test]
     fn a_suite_without_a_result_is_not_good() {
         let mut transcript = Transcript::default();
-        ["@@ suite empty", "@@ ended empty 0", "@@ done"].iter().for_each(|line| transcript.read(line));
+        for line in ["@@ suite empty", "@@ ended empty 0 1", "@@ suite cut"] {
+            transcript.read(line);
+        }
         assert!(!transcript.suites["empty"].is_good());
+        assert!(!transcript.suites["cut"].is_good() && transcript.unfinished() == Some("cut"));
     }
 }
