@@ -1,0 +1,74 @@
+//! What is attached and what is not, as `status` says it.
+#![forbid(unsafe_code)]
+
+use super::{
+    super::{EnforceError, refused},
+    Attachments, Mode,
+    held::State,
+    pins::hint,
+};
+
+/// Interfaces that are left alone and named one by one.
+const LEFT_MAX: usize = 16;
+
+impl Attachments {
+    pub(super) fn nothing_attached(&self) -> EnforceError {
+        let causes: Vec<&str> = self.refused.iter().map(|(_, why)| why.as_str()).collect();
+        let names: Vec<&str> = self.refused.iter().map(|(name, _)| name.as_str()).collect();
+        let cause = causes.join("; ");
+        let hint = match hint(&cause) {
+            "" => "take it out of `[enforce] interfaces`, or use `backend = \"nftables\"`",
+            hint => hint,
+        };
+        refused(format!("attach to {}", names.join(", ")), cause, hint)
+    }
+
+    /// `eth0: native`, one for each interface that is guarded.
+    pub(in super::super) fn attached(&self) -> Vec<String> {
+        self.held
+            .iter()
+            .map(|attachment| format!("{}: {}", attachment.name, attachment.mode.name()))
+            .collect()
+    }
+
+    /// Why attachments are no better, and why interfaces are left alone.
+    pub(in super::super) fn notes(&self) -> Vec<String> {
+        let reasons = self.held.iter().map(|attachment| attachment.reason.clone());
+        let mut notes: Vec<String> = reasons.filter(|reason| !reason.is_empty()).collect();
+        notes.extend(self.kept.iter().map(|(name, why)| format!("{name}: {why}")));
+        notes.extend(
+            self.left.iter().take(LEFT_MAX).map(|(name, why)| format!("{name} is left alone: {why}")),
+        );
+        if let Some(more @ 1..) = self.left.len().checked_sub(LEFT_MAX) {
+            notes.push(format!("{more} further interfaces are left alone for reasons like these"));
+        }
+        if self.held.is_empty() && self.refused.is_empty() && self.missing.is_empty() {
+            notes.push("there is no interface to guard yet; each is guarded as it appears".to_owned());
+        }
+        notes
+    }
+
+    /// What is not as it is meant to be, looked at now.
+    pub(in super::super) fn troubles(&self) -> Vec<String> {
+        let held = self.held.iter().filter_map(|attachment| {
+            let what = match attachment.state(&self.pins) {
+                State::Sound | State::Unpinned => return None,
+                State::Replaced => "another program was put into blocker's link",
+                State::Detached if attachment.mode == Mode::Dispatcher => {
+                    "blocker's program was taken out of the dispatcher"
+                }
+                State::Detached => "blocker's link was detached",
+            };
+            Some(format!("{} is not guarded: {what}; it is mended within a second", attachment.name))
+        });
+        // Where there is nothing else, [`Self::repair`] has said it.
+        let refused = self.refused.iter().filter(|_| !self.held.is_empty());
+        let refused = refused.map(|(name, why)| format!("{name} is not guarded: {why}"));
+        let missing = self.missing.iter().map(|name| {
+            format!(
+                "{name} is not guarded: there is no such interface yet; it is waited for (a pattern such as \"{name}*\" is content with none)"
+            )
+        });
+        held.chain(refused).chain(missing).chain(self.unseen.clone()).collect()
+    }
+}
