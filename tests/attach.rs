@@ -110,7 +110,8 @@ impl Stage {
     }
 
     fn troubles(&mut self) -> Vec<String> {
-        self.xdp().troubles()
+        let xdp = self.xdp.as_mut().unwrap();
+        self.host.enter(move || xdp.troubles())
     }
 
     fn repair(&mut self) -> Health {
@@ -500,6 +501,74 @@ fn what_others_do_to_a_link_is_said_and_mended() {
             stage.check_counts(&what, 100, |source| put(&wire, &frame::tcp(source)));
         }
     }
+}
+
+#[test]
+fn a_program_put_before_ours_is_said_and_counted_and_stays_where_it_is() {
+    const TCX_PASS: i32 = 0;
+    let test = "a_program_put_before_ours_is_said_and_counted_and_stays_where_it_is";
+    if !has_tcx(test) {
+        return;
+    }
+    let Some(mut stage) = Stage::new(test) else { return };
+    let wire = stage.wire("eth0");
+    let banned = frame::tcp(BANNED.parse().unwrap());
+    stage.named(&["eth0"]);
+    stage.options.modes = vec![xdp::Mode::Tcx];
+    let attach = |stage: &Stage, program: &OwnedFd, place| {
+        stage.host.enter(|| foreign::attach_tcx(program.as_fd(), "eth0", place)).unwrap()
+    };
+    // Who was first until we came is behind us then.
+    let [here, late, rude] = ["here_before", "late", "rude"].map(|name| foreign::classifier(TCX_PASS, name));
+    let _here = attach(&stage, &here, foreign::Place::First);
+    stage.open();
+    let _late = attach(&stage, &late, foreign::Place::Last);
+    assert_eq!(stage.repair(), Health::Sound);
+    assert_eq!((stage.troubles(), stage.notes()), (Vec::new(), String::new()));
+    stage.check_counts("before others", 100, |source| put(&wire, &frame::tcp(source)));
+
+    let in_the_way = attach(&stage, &rude, foreign::Place::First);
+    let said =
+        format!("eth0 is guarded behind others only: program {} (rude) runs before", program_id(&rude));
+    let count = |so_far: u64| format!("found before blocker's by TCX since it started: {so_far}");
+    // Said at once, counted once, and nothing is done about it, not by a restart either.
+    for restart in [false, false, true] {
+        if restart {
+            stage.xdp = None;
+            stage.open();
+        }
+        let troubles = stage.troubles();
+        assert!(troubles.len() == 1 && troubles[0].starts_with(&said), "{troubles:?}");
+        assert_eq!(stage.repair(), Health::Sound);
+        assert!(stage.notes().ends_with(&count(1)), "{}", stage.notes());
+        assert!(!stage.drops(&wire, &banned), "it lets pass what is banned, so what is said is true");
+    }
+    println!("{}\n{}", stage.troubles().join("\n"), stage.notes());
+    // What the operator is told to do helps.
+    let pin = stage.pin("eth0", "tcx");
+    assert!(stage.troubles()[0].contains(&format!("`bpftool link detach pinned {}`", pin.display())));
+    foreign::detach(&pin).unwrap();
+    assert_eq!(stage.repair(), Health::Repaired);
+    assert_eq!(stage.troubles(), Vec::<String>::new());
+    stage.check_counts("attached anew", 100, |source| put(&wire, &frame::tcp(source)));
+    // Going away does, too; each time counts.
+    drop(in_the_way);
+    for so_far in 2..=3 {
+        let in_the_way = attach(&stage, &rude, foreign::Place::First);
+        stage.repair();
+        assert_eq!((stage.troubles().len(), stage.notes().ends_with(&count(so_far))), (1, true));
+        drop(in_the_way);
+        stage.repair();
+        assert_eq!(stage.troubles(), Vec::<String>::new());
+    }
+    stage.check_counts("before others again", 100, |source| put(&wire, &frame::tcp(source)));
+}
+
+/// The kernel's number for a program.
+fn program_id(program: &OwnedFd) -> u32 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).unwrap();
+    let id = info.lines().find_map(|line| line.strip_prefix("prog_id:"));
+    id.unwrap().trim().parse().unwrap()
 }
 
 #[test]

@@ -16,19 +16,54 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
 /// Attach in the driver (linux/if_link.h).
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Attaches an XDP program by a link that lives as long as the descriptor.
 pub(crate) fn attach(program: BorrowedFd<'_>, interface: &str, flags: u32) -> io::Result<OwnedFd> {
+    link(program, interface, BPF_XDP, flags)
+}
+
+/// The same for a classifier, by TCX: before all others, or behind them.
+pub(crate) fn attach_tcx(program: BorrowedFd<'_>, interface: &str, place: Place) -> io::Result<OwnedFd> {
+    link(program, interface, BPF_TCX_INGRESS, place as u32)
+}
+
+/// BPF_F_BEFORE and BPF_F_AFTER (linux/bpf.h).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    First = 1 << 3,
+    Last = 1 << 4,
+}
+
+fn link(program: BorrowedFd<'_>, interface: &str, kind: u32, flags: u32) -> io::Result<OwnedFd> {
     let name = CString::new(interface)?;
     // SAFETY: the name is a C string that outlives the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    let attr = [number(program), index, BPF_XDP, flags];
+    let attr = [number(program), index, kind, flags];
     // SAFETY: the attribute is this command's: program, interface, kind, flags.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &attr) }?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The classifier `return verdict;`, by this name.
+pub(crate) fn classifier(verdict: i32, name: &str) -> OwnedFd {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_SCHED_CLS: u64 = 3;
+    // mov64 r0, verdict; exit (kernel doc, BPF instruction set).
+    let insns = [0xb7 | u64::from(verdict.cast_unsigned()) << 32, 0x95_u64];
+    let license = c"GPL";
+    let mut letters = name.bytes().chain(std::iter::repeat(0));
+    let mut word = || u64::from_ne_bytes(std::array::from_fn(|_| letters.next().expect("endless")));
+    let kind = BPF_PROG_TYPE_SCHED_CLS | (insns.len() as u64) << 32;
+    let attr = [kind, insns.as_ptr() as u64, license.as_ptr() as u64, 0, 0, 0, word(), word()];
+    // SAFETY: the attribute is this command's: type and number of instructions, where they are, the licence, nothing of
+    // a log, no version and flags, and the name; what it points to outlives the call.
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &attr) }.expect("BPF_PROG_LOAD");
+    // SAFETY: the kernel just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Detaches a pinned link by force.

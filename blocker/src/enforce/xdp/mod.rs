@@ -37,6 +37,8 @@ mod hash;
 mod key;
 #[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
 mod link;
+#[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
+mod order;
 mod programs;
 mod rtnl;
 mod select;

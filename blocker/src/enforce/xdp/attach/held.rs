@@ -11,6 +11,7 @@ use super::{
     super::{
         EnforceError, dispatcher,
         link::Link,
+        order,
         programs::{Kind, Programs},
         refused,
         rtnl::Interface,
@@ -31,6 +32,8 @@ pub(super) struct Attachment {
     pub(super) hold: Hold,
     pub(super) program: u32,
     pub(super) tried: Facts,
+    /// Programs of others that ran before it when that was looked at last, by their ids.
+    pub(super) before: Vec<u32>,
 }
 
 /// What keeps a program where it is.
@@ -90,6 +93,22 @@ impl Attachment {
         }
         let pinned = Link::open(&self.pin(pins)).and_then(|link| link.info());
         if pinned.is_ok_and(|pinned| pinned.id == *id) { State::Sound } else { State::Unpinned }
+    }
+
+    /// The ids of others' programs that run before it and may let pass what it would drop. XDP has but one program, and a
+    /// dispatcher does as its own order says.
+    pub(super) fn runs_after(&self) -> Vec<u32> {
+        // Where the kernel cannot tell, there is no such order.
+        let is_one_of_many = self.mode == Mode::Tcx;
+        is_one_of_many.then(|| order::before(self.program, self.index).ok()).flatten().unwrap_or_default()
+    }
+
+    /// Looks at what runs before it. How many programs came there since the last time.
+    pub(super) fn look_before(&mut self) -> u64 {
+        let before = self.runs_after();
+        let came = before.iter().filter(|id| !self.before.contains(id)).count();
+        self.before = before;
+        came as u64
     }
 
     /// Puts the program that belongs there into the link, or into the next dispatcher.

@@ -82,6 +82,7 @@ fn attach(
         hold,
         program: id,
         tried: Facts::of(interface),
+        before: Vec::new(),
     })
 }
 

@@ -5,7 +5,8 @@
 //! and the way; a restart goes by these names and swaps the program atomically. An interface that is guarded stays so
 //! as long as it exists, whatever becomes of its name, its addresses or its place; [`select`] decides about the rest
 //! each time something changes. Where the way in force is not the best, the better ones are tried again when something
-//! changes about the interface, and the worse link goes once the better one is there.
+//! changes about the interface, and the worse link goes once the better one is there. Where several programs may be
+//! attached, ours is put first; who is put before it later stays there, and is said.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -103,6 +104,8 @@ pub(super) struct Attachments {
     kept: Vec<(String, String)>,
     /// Why the interfaces could not be looked at, or not all of them.
     unseen: Option<String>,
+    /// Programs that others put before ours where several may be, since the start.
+    overtaken: u64,
     since_scan: u32,
 }
 
@@ -120,6 +123,7 @@ impl Attachments {
             left: Vec::new(),
             kept: Vec::new(),
             unseen: None,
+            overtaken: 0,
             since_scan: 0,
         };
         this.scan(programs)?;
@@ -137,6 +141,7 @@ impl Attachments {
                 let _gone = let_go(&pin);
             }
         }
+        this.look_before();
         Ok(this)
     }
 
@@ -170,10 +175,17 @@ impl Attachments {
         if (changed || detached || waits || self.since_scan >= SCAN_EVERY) && self.scan(programs)? {
             health = Health::Repaired;
         }
+        self.look_before();
         if self.held.is_empty() && !self.refused.is_empty() {
             return Err(self.nothing_attached());
         }
         outcome.map(|()| health)
+    }
+
+    /// Counts who has put a program before ours. Nobody is moved, and we do not move either: two that each want to be first
+    /// would go on for ever.
+    fn look_before(&mut self) {
+        self.overtaken += self.held.iter_mut().map(Attachment::look_before).sum::<u64>();
     }
 
     /// Puts other programs into the place of those that are attached, after all maps were replaced. Where that fails,

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    super::{EnforceError, refused},
+    super::{EnforceError, order, refused},
     Attachments, Mode,
     held::State,
     pins::hint,
@@ -42,6 +42,12 @@ impl Attachments {
         if let Some(more @ 1..) = self.left.len().checked_sub(LEFT_MAX) {
             notes.push(format!("{more} further interfaces are left alone for reasons like these"));
         }
+        if self.overtaken > 0 {
+            notes.push(format!(
+                "programs of others that were found before blocker's by TCX since it started: {}",
+                self.overtaken
+            ));
+        }
         if self.held.is_empty() && self.refused.is_empty() && self.missing.is_empty() {
             notes.push("there is no interface to guard yet; each is guarded as it appears".to_owned());
         }
@@ -61,6 +67,17 @@ impl Attachments {
             };
             Some(format!("{} is not guarded: {what}; it is mended within a second", attachment.name))
         });
+        let overtaken = self.held.iter().filter_map(|attachment| {
+            let before: Vec<String> = attachment.runs_after().into_iter().map(called).collect();
+            (!before.is_empty()).then(|| {
+                format!(
+                    "{name} is guarded behind others only: {} runs before blocker's program by TCX, and what it accepts or redirects does not come to blocker; it is not moved. Detach it or attach it after blocker's (`bpftool net show dev {name}` lists them in their order), or let blocker attach anew, before it: `bpftool link detach pinned {}`",
+                    before.join(", then "),
+                    attachment.pin(&self.pins).display(),
+                    name = attachment.name,
+                )
+            })
+        });
         // Where there is nothing else, [`Self::repair`] has said it.
         let refused = self.refused.iter().filter(|_| !self.held.is_empty());
         let refused = refused.map(|(name, why)| format!("{name} is not guarded: {why}"));
@@ -69,6 +86,14 @@ impl Attachments {
                 "{name} is not guarded: there is no such interface yet; it is waited for (a pattern such as \"{name}*\" is content with none)"
             )
         });
-        held.chain(refused).chain(missing).chain(self.unseen.clone()).collect()
+        held.chain(overtaken).chain(refused).chain(missing).chain(self.unseen.clone()).collect()
+    }
+}
+
+/// A program as people can find it.
+fn called(program: u32) -> String {
+    match order::name(program) {
+        Some(name) => format!("program {program} ({name})"),
+        None => format!("program {program}"),
     }
 }
