@@ -5,7 +5,8 @@
 //!
 //! There are two layouts of the maps, each with a program: the bucket table, and hash maps where that cannot be had.
 //! Each is pinned in a folder that is named for its version; a change of layout fills the new maps while the old ones
-//! are in force, and then swaps the program.
+//! are in force, and then swaps the program. What a layout that cannot be read holds is filled in by the agent, from its
+//! ledger; until it says that all is there, the former program stays in force, and nothing else is attached.
 //!
 //! Kernel deadlines run on the kernel's clocks; the wall clock is converted here and nowhere else.
 #![deny(unsafe_code)]
@@ -133,7 +134,11 @@ impl Default for Options {
 pub struct Xdp {
     bans: Bans,
     pins: PathBuf,
-    attachments: Attachments,
+    plan: Plan,
+    /// `None` while a program over maps that cannot be read is in force.
+    attachments: Option<Attachments>,
+    /// What is pinned of other layouts, to be removed once this one is in force.
+    former: Vec<PathBuf>,
     /// Why it is not the layout that was asked for; empty when it is.
     reason: String,
 }
@@ -297,6 +302,7 @@ impl Xdp {
     pub fn open(options: &Options) -> Result<Self, EnforceError> {
         let mut layout = options.layout;
         let mut reason = String::new();
+        set_apart(&options.pin_dir)?;
         let load = |layout: Layout| {
             let pins = layout.pins(&options.pin_dir);
             attach::make_pin_dir(&options.pin_dir, &pins)?;
@@ -310,29 +316,48 @@ impl Xdp {
             }
             loaded => loaded?,
         };
-        let (pins, former) = (layout.pins(&options.pin_dir), layout.other().pins(&options.pin_dir));
-        let is_former = holds_maps(&former);
-        if is_former && reason.is_empty() {
+        let pins = layout.pins(&options.pin_dir);
+        let former: Vec<PathBuf> = layouts(&options.pin_dir).filter(|folder| *folder != pins).collect();
+        // The other one is read where that is possible; of any third, nothing is known but its links.
+        let readable = layout.other().pins(&options.pin_dir);
+        let can_read = reason.is_empty() && holds_maps(&readable);
+        if can_read {
             bans = bans.take_over(&mut load(layout.other())?)?;
         }
-        attach::move_links(&former, &pins)?;
+        let holds_unread = |folder: &PathBuf| {
+            !(can_read && *folder == readable) && attach::link_pins(folder).next().is_some()
+        };
+        let waits = former.iter().any(holds_unread);
         let plan = Plan {
             wanted: options.interfaces.clone(),
             exclude: options.exclude.clone(),
             modes: options.modes.clone(),
             all: options.all,
         };
-        let attachments = Attachments::open(plan, &pins, &mut bans.programs())?;
-        let xdp = Self { bans, pins, attachments, reason };
+        let mut xdp = Self { bans, pins, plan, attachments: None, former, reason };
+        if !waits {
+            xdp.take_force()?;
+        }
         if let Bans::Buckets(table) = &xdp.bans {
             table.retire_others()?;
         }
-        if former.exists() {
-            remove_layout(&former).map_err(|error| {
-                refused(format!("remove the maps in {}", former.display()), error.to_string(), "")
+        Ok(xdp)
+    }
+
+    /// Attaches, in the place of what other layouts have attached, and removes these.
+    fn take_force(&mut self) -> Result<(), EnforceError> {
+        if self.attachments.is_some() {
+            return Ok(());
+        }
+        self.former.iter().try_for_each(|folder| attach::move_links(folder, &self.pins))?;
+        let plan = self.plan.clone();
+        self.attachments = Some(Attachments::open(plan, &self.pins, &mut self.bans.programs())?);
+        for folder in std::mem::take(&mut self.former) {
+            remove_layout(&folder).map_err(|error| {
+                refused(format!("remove the maps in {}", folder.display()), error.to_string(), "")
             })?;
         }
-        Ok(xdp)
+        Ok(())
     }
 
     /// The layout that is in force, which is not the one asked for where the kernel refused that.
@@ -350,7 +375,8 @@ impl Xdp {
 
     /// Puts a table that was made anew in the place of the one in force.
     fn replace(&mut self, mut anew: Buckets) -> Result<(), EnforceError> {
-        let mut outcome = self.attachments.swap(&mut anew.programs());
+        let swap = |attachments: &mut Attachments| attachments.swap(&mut anew.programs());
+        let mut outcome = self.attachments.as_mut().map_or(Ok(()), swap);
         if let Bans::Buckets(old) = &mut self.bans {
             outcome = outcome.and(anew.absorb(old));
         }
@@ -492,7 +518,10 @@ impl Enforcer for Xdp {
                 health = Health::Repaired;
             }
         }
-        let attached = self.attachments.repair(&mut self.bans.programs())?;
+        let attached = match &mut self.attachments {
+            Some(attachments) => attachments.repair(&mut self.bans.programs())?,
+            None => Health::Sound,
+        };
         if attached == Health::Repaired {
             health = Health::Repaired;
         }
@@ -503,7 +532,8 @@ impl Enforcer for Xdp {
     }
 
     fn describe(&self) -> Description {
-        Description { backend: "xdp", attachments: self.attachments.attached(), reason: self.reason.clone() }
+        let attachments = self.attachments.as_ref().map_or_else(Vec::new, Attachments::attached);
+        Description { backend: "xdp", attachments, reason: self.reason.clone() }
     }
 
     fn notes(&self) -> Vec<String> {
@@ -511,15 +541,28 @@ impl Enforcer for Xdp {
             Bans::Buckets(_) => None,
             Bans::Hash(hash) => hash.note(),
         };
-        self.attachments.notes().into_iter().chain(of_maps).collect()
+        let waits = || {
+            let folders: Vec<String> =
+                self.former.iter().map(|folder| folder.display().to_string()).collect();
+            vec![format!(
+                "the program of another version of blocker stays in force until the ledger's bans are in this one's maps, since what is pinned in {} cannot be read",
+                folders.join(", ")
+            )]
+        };
+        let notes = self.attachments.as_ref().map_or_else(waits, Attachments::notes);
+        notes.into_iter().chain(of_maps).collect()
     }
 
     fn troubles(&self) -> Vec<String> {
-        self.attachments.troubles()
+        self.attachments.as_ref().map_or_else(Vec::new, Attachments::troubles)
     }
 
     fn changes(&self) -> Option<BorrowedFd<'_>> {
-        self.attachments.changes()
+        self.attachments.as_ref().and_then(Attachments::changes)
+    }
+
+    fn be_alone(&mut self, _now: Timestamp) -> Result<(), EnforceError> {
+        self.take_force()
     }
 
     fn close(self: Box<Self>, keep: Keep) -> Result<(), EnforceError> {
@@ -535,17 +578,37 @@ impl Enforcer for Xdp {
 /// # Errors
 /// When something pinned cannot be removed.
 pub fn remove(pin_dir: &Path) -> Result<(), EnforceError> {
-    for layout in fs::read_dir(pin_dir).into_iter().flatten().flatten() {
-        let is_ours =
-            layout.file_name().to_string_lossy().strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
-        if is_ours {
-            attach::link_pins(&layout.path()).try_for_each(|pin| attach::let_go(&pin))?;
-            remove_layout(&layout.path()).map_err(|error| {
-                refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
-            })?;
-        }
+    for layout in layouts(pin_dir) {
+        attach::link_pins(&layout).try_for_each(|pin| attach::let_go(&pin))?;
+        remove_layout(&layout).map_err(|error| {
+            refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
+        })?;
     }
     Ok(())
+}
+
+/// The folders of all layouts, of whatever version.
+fn layouts(pin_dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(pin_dir).into_iter().flatten().flatten();
+    let is_ours = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u64>().is_ok());
+    entries.filter(move |entry| is_ours(&entry.file_name().to_string_lossy())).map(|entry| entry.path())
+}
+
+/// Gives the folder of the bucket table the name that the version in its maps asks for, where that is another one: what
+/// is in it is not for this program to read.
+fn set_apart(pin_dir: &Path) -> Result<(), EnforceError> {
+    let pins = Layout::Buckets.pins(pin_dir);
+    let Some(version) = table::foreign_version(&pins)? else { return Ok(()) };
+    let to = pin_dir.join(format!("v{version}"));
+    fs::rename(&pins, &to).map_err(|error| {
+        refused(
+            format!("set apart the table in {}", pins.display()),
+            format!(
+                "its layout is {version}, this blocker knows {LAYOUT}, and it cannot be renamed: {error}"
+            ),
+            "`blocker flush --yes` with the blocker that made it lets go of it",
+        )
+    })
 }
 
 /// A folder of pins, and the folders of generations in it.

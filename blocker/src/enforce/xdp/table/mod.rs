@@ -706,15 +706,22 @@ fn is_complete(at: &Path) -> Result<bool, EnforceError> {
     if MAPS.iter().any(|name| !at.join(name).exists()) {
         return Ok(false);
     }
-    match state_of(at)?.load(LAYOUT_WORD * WORD) {
-        0 => Ok(false),
-        LAYOUT => Ok(true),
-        other => Err(refused(
-            format!("adopt the table in {}", at.display()),
-            format!("its layout is {other}, and this blocker knows {LAYOUT}"),
-            "run the blocker that made it, or `blocker flush` with that one first",
-        )),
+    Ok(state_of(at)?.load(LAYOUT_WORD * WORD) == LAYOUT)
+}
+
+/// The version that the tables pinned there say they are of, where it is not the one that is known here.
+pub(super) fn foreign_version(pins: &Path) -> Result<Option<u64>, EnforceError> {
+    for generation in generations(pins) {
+        let at = folder(pins, generation);
+        if !at.join(TABLE).exists() {
+            continue;
+        }
+        let version = state_of(&at)?.load(LAYOUT_WORD * WORD);
+        if version != 0 && version != LAYOUT {
+            return Ok(Some(version));
+        }
     }
+    Ok(None)
 }
 
 fn state_of(at: &Path) -> Result<Windows, EnforceError> {
