@@ -53,7 +53,7 @@ pub use select::Interfaces;
 use attach::{Attachments, Plan};
 use hash::Hash;
 use programs::{Kind, Programs};
-use table::{Buckets, Shape};
+use table::{AHEAD, Buckets, Shape};
 
 /// Where objects are pinned when nobody says.
 pub const PIN_DIR: &str = "/sys/fs/bpf/blocker";
@@ -200,22 +200,29 @@ impl Bans {
         }
     }
 
+    /// A ban of this prefix comes soon.
+    fn expect(&mut self, prefix: Prefix) {
+        if let Self::Buckets(table) = self {
+            table.expect(prefix);
+        }
+    }
+
     /// This and the next two may answer with a table that has to take the place of the one in force.
-    fn ban(&mut self, held: &Held) -> Result<Option<Buckets>, EnforceError> {
+    fn ban(&mut self, held: &Held) -> Result<Option<Box<Buckets>>, EnforceError> {
         match self {
             Self::Buckets(table) => table.ban(held),
             Self::Hash(hash) => hash.ban(held).map(|()| None),
         }
     }
 
-    fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Buckets>, EnforceError> {
+    fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Box<Buckets>>, EnforceError> {
         match self {
             Self::Buckets(table) => table.allow(prefixes),
             Self::Hash(hash) => prefixes.iter().try_for_each(|prefix| hash.allow(*prefix)).map(|()| None),
         }
     }
 
-    fn disallow(&mut self, prefix: Prefix) -> Result<Option<Buckets>, EnforceError> {
+    fn disallow(&mut self, prefix: Prefix) -> Result<Option<Box<Buckets>>, EnforceError> {
         match self {
             Self::Buckets(table) => table.disallow(prefix),
             Self::Hash(hash) => hash.disallow(prefix).map(|()| None),
@@ -269,15 +276,18 @@ impl Bans {
         self.begin()?;
         let allowed = other.allowed()?;
         if let Some(anew) = self.allow(&allowed)? {
-            self = Self::Buckets(Box::new(anew));
+            self = Self::Buckets(anew);
         }
         let held = other.held()?;
         if let Self::Hash(hash) = &mut self {
             hash.ban_all(&held)?;
         } else {
-            for held in &held {
-                if let Some(anew) = self.ban(held)? {
-                    self = Self::Buckets(Box::new(anew));
+            for (index, ban) in held.iter().enumerate() {
+                if let Some(ahead) = held.get(index + AHEAD) {
+                    self.expect(ahead.prefix);
+                }
+                if let Some(anew) = self.ban(ban)? {
+                    self = Self::Buckets(anew);
                 }
             }
         }
@@ -374,14 +384,14 @@ impl Xdp {
     }
 
     /// Puts a table that was made anew in the place of the one in force.
-    fn replace(&mut self, mut anew: Buckets) -> Result<(), EnforceError> {
+    fn replace(&mut self, mut anew: Box<Buckets>) -> Result<(), EnforceError> {
         let swap = |attachments: &mut Attachments| attachments.swap(&mut anew.programs());
         let mut outcome = self.attachments.as_mut().map_or(Ok(()), swap);
         if let Bans::Buckets(old) = &mut self.bans {
             outcome = outcome.and(anew.absorb(old));
         }
         outcome = outcome.and(anew.retire_others());
-        self.bans = Bans::Buckets(Box::new(anew));
+        self.bans = Bans::Buckets(anew);
         outcome
     }
 
@@ -453,8 +463,13 @@ impl Enforcer for Xdp {
             Change::Unban { scope, .. } if many && scope.is_all() => Some(2),
             _ => None,
         };
+        let mut done = 0;
         for run in batch.chunk_by(|a, b| kind(a).is_some_and(|kind_of_a| kind(b) == Some(kind_of_a))) {
             let Some(change) = run.first() else { continue };
+            if let Some(Change::Ban(ban)) = batch.get(done + AHEAD) {
+                self.bans.expect(ban.prefix);
+            }
+            done += run.len();
             let prefix = match change {
                 Change::Ban(ban) => Some(ban.prefix),
                 Change::Unban { prefix, .. } | Change::Allow { prefix } | Change::Disallow { prefix } => {

@@ -61,6 +61,9 @@ pub(super) fn is_built_in() -> bool {
     OBJECT.is_some()
 }
 
+/// Bans ahead of the one being made that are expected: enough to hide a look into memory, few enough that what was
+/// fetched is still there.
+pub(super) const AHEAD: usize = 16;
 /// Slots for each ban that there may be.
 const SLOTS_PER_BAN: usize = 2;
 /// A table is never smaller, so that a few bans and an allowlist fit any.
@@ -143,6 +146,20 @@ impl Memory for Maps {
             At::State(index) => self.state.store(index * WORD, value),
         }
     }
+
+    fn bucket(&mut self, bucket: usize) -> [u64; BUCKET_SLOTS] {
+        self.slots.load_line(bucket * BUCKET_SLOTS * WORD)
+    }
+
+    fn expect(&mut self, at: At) {
+        match at {
+            At::Slot(slot) => self.slots.prefetch(slot * WORD),
+            At::End(slot) | At::Packets(slot) => self.meta.prefetch(meta_at(slot)),
+            At::Code(slot) => self.meta.prefetch(code_at(slot)),
+            At::Prefilter(index) => self.prefilter.prefetch(index * WORD),
+            At::Key(..) | At::High(_) | At::State(_) => {}
+        }
+    }
 }
 
 impl Maps {
@@ -179,7 +196,20 @@ impl Maps {
         self.all().for_each(Windows::rest);
     }
 
+    /// Whether everything was read and kept since this was last asked.
+    #[inline]
     fn check(&mut self) -> Result<(), EnforceError> {
+        let is_sound = self.failed.is_none()
+            && self.slots.is_sound()
+            && self.meta.is_sound()
+            && self.prefilter.is_sound()
+            && self.state.is_sound()
+            && self.keys.as_ref().is_none_or(Windows::is_sound);
+        if is_sound { Ok(()) } else { self.take_failure() }
+    }
+
+    #[cold]
+    fn take_failure(&mut self) -> Result<(), EnforceError> {
         if let Some(error) = self.failed.take() {
             return Err(refused("keep an IPv6 prefix of more than 64 bits", chain(&error), ""));
         }
@@ -214,6 +244,8 @@ pub(super) struct Buckets {
     copied: Vec<(Prefix, u64)>,
     /// The kernel's jiffies when they were last asked for, which is once for every batch.
     jiffies: u64,
+    /// What each of them lasts.
+    tick_ns: u64,
     /// Whether this batch has cleared what is over.
     swept: bool,
     /// Packets moved out of slots before their count could turn over.
@@ -330,6 +362,7 @@ impl Buckets {
             sweep_from: 0,
             copied: Vec::new(),
             jiffies: 0,
+            tick_ns: tick_ns(),
             swept: false,
             carried,
         }
@@ -378,10 +411,15 @@ impl Buckets {
         (self.jiffies >> UNIT_SHIFT) as u32
     }
 
+    /// A ban of this prefix comes soon.
+    pub(super) fn expect(&mut self, prefix: Prefix) {
+        self.writer.expect(&mut self.maps, prefix);
+    }
+
     /// Bans for so long, or without end. Where there is no room, the answer is a table with more, which holds this
     /// ban too and has to take this one's place.
-    pub(super) fn ban(&mut self, held: &Held) -> Result<Option<Self>, EnforceError> {
-        let (end, now) = (end_of(held.left, self.jiffies), self.now());
+    pub(super) fn ban(&mut self, held: &Held) -> Result<Option<Box<Self>>, EnforceError> {
+        let (end, now) = (end_of(held.left, self.jiffies, self.tick_ns), self.now());
         let mut outcome = self.writer.ban(&mut self.maps, held.prefix, end, now);
         if outcome.is_err() && !self.swept {
             // What is over may still lie there.
@@ -401,7 +439,7 @@ impl Buckets {
                 Err(refused("add to the ban table", format!("it holds {} bans", self.writer.bans()), hint))
             }
             Err(Refusal::NoRoom) => {
-                let mut anew = self.anew(1)?;
+                let mut anew = Box::new(self.anew(1)?);
                 let nested = anew.ban(held)?;
                 Ok(Some(nested.unwrap_or(anew)))
             }
@@ -415,9 +453,9 @@ impl Buckets {
     }
 
     /// As [`Self::ban`], a table that has to take this one's place.
-    pub(super) fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Self>, EnforceError> {
+    pub(super) fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Box<Self>>, EnforceError> {
         if self.writer.allow(&mut self.maps, prefixes).is_err() {
-            let mut anew = self.anew(prefixes.len())?;
+            let mut anew = Box::new(self.anew(prefixes.len())?);
             let outcome = anew.writer.allow(&mut anew.maps, prefixes);
             return match outcome {
                 Ok(()) => Ok(Some(anew)),
@@ -429,9 +467,9 @@ impl Buckets {
         self.maps.check().map(|()| None)
     }
 
-    pub(super) fn disallow(&mut self, prefix: Prefix) -> Result<Option<Self>, EnforceError> {
+    pub(super) fn disallow(&mut self, prefix: Prefix) -> Result<Option<Box<Self>>, EnforceError> {
         if self.writer.disallow(&mut self.maps, prefix).is_err() {
-            return self.anew(0).map(Some);
+            return self.anew(0).map(|anew| Some(Box::new(anew)));
         }
         self.maps.check().map(|()| None)
     }
@@ -449,7 +487,7 @@ impl Buckets {
     /// Every ban that is not over.
     pub(super) fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
         self.begin()?;
-        let (jiffies, now) = (self.jiffies, self.now());
+        let (jiffies, tick_ns, now) = (self.jiffies, self.tick_ns, self.now());
         let entries = self.writer.scan(&mut self.maps);
         self.maps.check()?;
         let carried = |prefix| self.carried.get(&prefix).copied().unwrap_or(0);
@@ -457,7 +495,7 @@ impl Buckets {
         Ok(live
             .map(|entry| Held {
                 prefix: entry.prefix,
-                left: left_of(entry.end, jiffies),
+                left: left_of(entry.end, jiffies, tick_ns),
                 packets: entry.packets + carried(entry.prefix),
             })
             .collect())
@@ -525,7 +563,7 @@ impl Buckets {
         let (slept, known) = (slept_ns(), self.maps.load(At::State(SLEPT_WORD)));
         let more = slept.saturating_sub(known);
         if more >= SLEPT_MIN_NS {
-            let units = (more / tick_ns()) >> UNIT_SHIFT;
+            let units = (more / self.tick_ns) >> UNIT_SHIFT;
             self.writer.shift(&mut self.maps, u32::try_from(units).unwrap_or(u32::MAX));
             self.maps.store(At::State(SLEPT_WORD), slept);
         }
@@ -610,7 +648,10 @@ impl<'a> table::Table for &'a Reader {
 fn fill(writer: &mut Writer, maps: &mut Maps, content: Option<&Content>) -> Result<(), Refusal> {
     let Some(content) = content else { return Ok(()) };
     writer.allow(maps, &content.allowed)?;
-    for ban in &content.bans {
+    for (index, ban) in content.bans.iter().enumerate() {
+        if let Some(ahead) = content.bans.get(index + AHEAD) {
+            writer.expect(maps, ahead.prefix);
+        }
         writer.restore(maps, ban.prefix, ban.end, ban.packets)?;
     }
     Ok(())
@@ -762,15 +803,15 @@ fn tick_ns() -> u64 {
 }
 
 /// The unit that a ban of this length ends with, to the nearest.
-fn end_of(left: Option<Duration>, jiffies: u64) -> u32 {
+fn end_of(left: Option<Duration>, jiffies: u64, tick_ns: u64) -> u32 {
     let Some(left) = left else { return FOREVER };
-    let ticks = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / tick_ns();
+    let ticks = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / tick_ns;
     let unit = 1 << UNIT_SHIFT;
     let end = jiffies.saturating_add(ticks).saturating_add(unit / 2) >> UNIT_SHIFT;
     u32::try_from(end.max((jiffies >> UNIT_SHIFT) + 1)).unwrap_or(FOREVER).min(FOREVER - 1)
 }
 
-fn left_of(end: u32, jiffies: u64) -> Option<Duration> {
+fn left_of(end: u32, jiffies: u64, tick_ns: u64) -> Option<Duration> {
     let ticks = (u64::from(end) << UNIT_SHIFT).saturating_sub(jiffies);
-    (end != FOREVER).then(|| Duration::from_nanos(ticks.saturating_mul(tick_ns())))
+    (end != FOREVER).then(|| Duration::from_nanos(ticks.saturating_mul(tick_ns)))
 }

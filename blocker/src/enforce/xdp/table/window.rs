@@ -5,7 +5,7 @@
 //! neither the compiler nor the processor reorders.
 
 use std::{
-    io,
+    array, io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
@@ -13,6 +13,8 @@ use std::{
 
 /// Bytes of a window; a multiple of every page size.
 const WINDOW_BYTES: usize = 128 * 1024;
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
 
 /// One map.
 #[derive(Debug)]
@@ -75,32 +77,45 @@ impl Windows {
         self.windows.fill_with(|| None);
     }
 
+    /// Whether everything could be read and written since the failure was last taken.
+    pub(super) fn is_sound(&self) -> bool {
+        self.failed.is_none()
+    }
+
     /// Why something could not be read or written since this was last asked.
     pub(super) fn take_failure(&mut self) -> Option<io::Error> {
         self.failed.take()
     }
 
     /// Where `size` bytes at `offset` are; they lie in one window, since both are powers of two aligned.
+    #[inline]
     fn at(&mut self, offset: usize, size: usize) -> Option<NonNull<u8>> {
         assert!(offset.is_multiple_of(size) && offset + size <= self.bytes, "a word of the map");
         let (index, within) = (offset / WINDOW_BYTES, offset % WINDOW_BYTES);
-        let window = self.windows.get_mut(index)?;
-        if window.is_none() {
-            let begin = index * WINDOW_BYTES;
-            let page = rustix::param::page_size();
-            let bytes = WINDOW_BYTES.min((self.bytes - begin).next_multiple_of(page));
-            match Window::new(&self.map, begin, bytes) {
-                Ok(new) => *window = Some(new),
-                Err(error) => {
-                    self.failed = Some(error);
-                    return None;
-                }
-            }
-        }
+        let begin = match self.windows.get(index)? {
+            Some(window) => window.at,
+            None => self.open(index)?,
+        };
         // SAFETY: `within` is less than the window's bytes, because `offset + size` is at most the map's.
-        window.as_ref().map(|window| unsafe { window.at.add(within) })
+        Some(unsafe { begin.add(within) })
     }
 
+    /// Maps a window, and says where it begins.
+    #[cold]
+    fn open(&mut self, index: usize) -> Option<NonNull<u8>> {
+        let begin = index * WINDOW_BYTES;
+        let page = rustix::param::page_size();
+        let bytes = WINDOW_BYTES.min((self.bytes - begin).next_multiple_of(page));
+        match Window::new(&self.map, begin, bytes) {
+            Ok(new) => Some(self.windows.get_mut(index)?.insert(new).at),
+            Err(error) => {
+                self.failed = Some(error);
+                None
+            }
+        }
+    }
+
+    #[inline]
     fn long(&mut self, offset: usize) -> Option<&AtomicU64> {
         let at = self.at(offset, size_of::<u64>())?;
         // SAFETY: the bytes are mapped, aligned and shared; everybody accesses them atomically, and the borrow of
@@ -108,6 +123,7 @@ impl Windows {
         Some(unsafe { AtomicU64::from_ptr(at.cast().as_ptr()) })
     }
 
+    #[inline]
     fn half(&mut self, offset: usize) -> Option<&AtomicU32> {
         let at = self.at(offset, size_of::<u32>())?;
         // SAFETY: as for a long. The program adds to the whole word that this is half of, which the processor keeps
@@ -115,36 +131,65 @@ impl Windows {
         Some(unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) })
     }
 
+    #[inline]
     fn quarter(&mut self, offset: usize) -> Option<&AtomicU16> {
         let at = self.at(offset, size_of::<u16>())?;
         // SAFETY: as for a long.
         Some(unsafe { AtomicU16::from_ptr(at.cast().as_ptr()) })
     }
 
+    /// A cache line, word by word.
+    #[inline]
+    pub(super) fn load_line(&mut self, offset: usize) -> [u64; LINE_WORDS] {
+        const { assert!(WINDOW_BYTES.is_multiple_of(LINE_WORDS * size_of::<u64>())) };
+        let Some(at) = self.at(offset, LINE_WORDS * size_of::<u64>()) else { return [0; LINE_WORDS] };
+        let at = at.cast::<u64>();
+        // SAFETY: the whole line is mapped, aligned and shared, as a long is.
+        array::from_fn(|index| unsafe { AtomicU64::from_ptr(at.add(index).as_ptr()) }.load(Ordering::Acquire))
+    }
+
+    /// Has the processor fetch the cache line around `offset`, so that whoever comes to it soon need not wait.
+    #[inline]
+    pub(super) fn prefetch(&mut self, offset: usize) {
+        let Some(_at) = self.at(offset, 1) else { return };
+        // SAFETY: a hint, which neither reads nor writes as far as the program is concerned.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(_at.cast::<i8>().as_ptr());
+        }
+    }
+
+    #[inline]
     pub(super) fn load(&mut self, offset: usize) -> u64 {
         self.long(offset).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(super) fn store(&mut self, offset: usize, value: u64) {
         if let Some(word) = self.long(offset) {
             word.store(value, Ordering::Release);
         }
     }
 
+    #[inline]
     pub(super) fn load_half(&mut self, offset: usize) -> u32 {
         self.half(offset).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(super) fn store_half(&mut self, offset: usize, value: u32) {
         if let Some(word) = self.half(offset) {
             word.store(value, Ordering::Release);
         }
     }
 
+    #[inline]
     pub(super) fn load_quarter(&mut self, offset: usize) -> u16 {
         self.quarter(offset).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(super) fn store_quarter(&mut self, offset: usize, value: u16) {
         if let Some(word) = self.quarter(offset) {
             word.store(value, Ordering::Release);

@@ -26,7 +26,7 @@
 //! drops nothing until the allowlist lets go of it.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{array, collections::BTreeSet, net::IpAddr};
 
 use blocker_ebpf::table::{
     BUCKET_SLOTS, EMPTY, FLAGS, FOREVER, Key, LENGTHS_PER_WORD, LENGTHS_V4, LENGTHS_V4_WORDS, LENGTHS_V6,
@@ -34,7 +34,7 @@ use blocker_ebpf::table::{
     SKIP_V6, TOMBSTONE, code_v6, elements, home, prefilter_v4, prefilter_v6,
 };
 
-use crate::net::Prefix;
+use crate::{allowlist::PrefixSet, net::Prefix};
 
 /// A word, or half of one, of the table's maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,14 @@ pub(super) enum At {
 pub(super) trait Memory {
     fn load(&mut self, at: At) -> u64;
     fn store(&mut self, at: At, value: u64);
+
+    /// The slots of a bucket.
+    fn bucket(&mut self, bucket: usize) -> [u64; BUCKET_SLOTS] {
+        array::from_fn(|place| self.load(At::Slot(bucket * BUCKET_SLOTS + place)))
+    }
+
+    /// This will be looked at soon: what can be fetched meanwhile may be.
+    fn expect(&mut self, _at: At) {}
 }
 
 /// Why a ban was not taken.
@@ -95,7 +103,7 @@ pub(super) struct Writer {
     buckets: u32,
     bans_max: usize,
     bans: usize,
-    allowed: BTreeSet<Prefix>,
+    allowed: PrefixSet,
     v4: Lengths,
     v6: Lengths,
     /// Bans removed since the prefilter was right.
@@ -143,10 +151,10 @@ impl Lengths {
     }
 
     fn add(&mut self, memory: &mut impl Memory, length: u8) {
-        if let Some(count) = self.counts.get_mut(usize::from(length)) {
-            *count += 1;
-        }
-        if self.listed.insert(length) {
+        let Some(count) = self.counts.get_mut(usize::from(length)) else { return };
+        *count += 1;
+        // What was in use is listed.
+        if *count == 1 && self.listed.insert(length) {
             self.publish(memory);
         }
     }
@@ -222,7 +230,7 @@ impl Writer {
             buckets,
             bans_max,
             bans: 0,
-            allowed: BTreeSet::new(),
+            allowed: PrefixSet::default(),
             v4: Lengths::new(32, LENGTHS_V4, LENGTHS_V4_WORDS),
             v6: Lengths::new(128, LENGTHS_V6, LENGTHS_V6_WORDS),
             stale: 0,
@@ -254,7 +262,7 @@ impl Writer {
                 this.allowed.insert(entry.prefix);
             }
         }
-        let allowed: Vec<Prefix> = this.allowed.iter().copied().collect();
+        let allowed = this.allowed();
         if this.settle(memory, &allowed).is_err() {
             // There is always room for what lies there already, in the slot it frees.
             this.stale = usize::MAX;
@@ -275,12 +283,33 @@ impl Writer {
     }
 
     pub(super) fn allowed(&self) -> Vec<Prefix> {
-        self.allowed.iter().copied().collect()
+        self.allowed.iter().collect()
+    }
+
+    /// A ban of this prefix will be made soon.
+    pub(super) fn expect(&self, memory: &mut impl Memory, prefix: Prefix) {
+        let first = home(fingerprint(prefix, self.seed, false), self.buckets) as usize * BUCKET_SLOTS;
+        memory.expect(At::Slot(first));
+        // Two cache lines at most.
+        memory.expect(At::End(first));
+        memory.expect(At::Code(first + BUCKET_SLOTS - 1));
+        if let Some(bits) = marks(prefix, self.seed) {
+            memory.expect(At::Prefilter(*bits.start() as usize / 64));
+        }
     }
 
     /// Everything in the table.
     pub(super) fn scan(&self, memory: &mut impl Memory) -> Vec<Entry> {
-        (0..self.slots()).filter_map(|slot| self.entry(memory, slot)).collect()
+        let mut entries = Vec::with_capacity(self.bans + self.allowed.iter().count());
+        for bucket in 0..elements(self.buckets) as usize {
+            let words = memory.bucket(bucket);
+            let mut taken = places(&words, |word| word > TOMBSTONE);
+            while taken != 0 {
+                entries.extend(self.entry(memory, bucket * BUCKET_SLOTS + taken.trailing_zeros() as usize));
+                taken &= taken - 1;
+            }
+        }
+        entries
     }
 
     /// What lies in a slot.
@@ -338,7 +367,7 @@ impl Writer {
             Located::NoRoom => return Err(Refusal::Full),
         };
         self.count(memory, prefix, true);
-        self.fill(memory, free, Filling { prefix, is_dormant, end, packets: 0 });
+        self.fill(memory, free, Filling { prefix, print, is_dormant, end, packets: 0 });
         Ok(free)
     }
 
@@ -354,7 +383,7 @@ impl Writer {
         let print = fingerprint(prefix, self.seed, is_dormant);
         let Located::Free(slot) = self.room(memory, print) else { return Err(Refusal::NoRoom) };
         self.count(memory, prefix, true);
-        self.fill(memory, slot, Filling { prefix, is_dormant, end, packets });
+        self.fill(memory, slot, Filling { prefix, print, is_dormant, end, packets });
         Ok(())
     }
 
@@ -389,7 +418,7 @@ impl Writer {
                         self.fill(
                             memory,
                             slot,
-                            Filling { prefix, is_dormant: false, end: PASSES, packets: 0 },
+                            Filling { prefix, print, is_dormant: false, end: PASSES, packets: 0 },
                         );
                     }
                 }
@@ -398,7 +427,7 @@ impl Writer {
         });
         if done.is_err() {
             for prefix in &fresh {
-                self.allowed.remove(prefix);
+                self.allowed.remove(*prefix);
             }
             // Bans that were laid to sleep are woken; where one finds no room, the caller makes the table anew.
             let _refused_anyway = self.settle(memory, &fresh);
@@ -408,7 +437,7 @@ impl Writer {
 
     /// Lets a prefix pass no longer.
     pub(super) fn disallow(&mut self, memory: &mut impl Memory, prefix: Prefix) -> Result<(), Refusal> {
-        if !self.allowed.remove(&prefix) {
+        if !self.allowed.remove(prefix) {
             return Ok(());
         }
         if let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, false)) {
@@ -457,7 +486,7 @@ impl Writer {
     }
 
     fn is_allowed(&self, prefix: Prefix) -> bool {
-        self.allowed.iter().any(|allowed| allowed.covers(prefix))
+        self.allowed.covering(prefix).is_some()
     }
 
     /// Moves the bans inside these prefixes to the fingerprint that is theirs now.
@@ -477,7 +506,7 @@ impl Writer {
                 Located::At(_) => self.uncount(memory, entry.prefix, true),
                 Located::Free(slot) => {
                     let Entry { prefix, end, packets, .. } = entry;
-                    self.fill(memory, slot, Filling { prefix, is_dormant, end, packets });
+                    self.fill(memory, slot, Filling { prefix, print, is_dormant, end, packets });
                 }
                 Located::NoRoom => return Err(Refusal::NoRoom),
             }
@@ -514,7 +543,7 @@ impl Writer {
                 return None;
             };
             let Entry { prefix, end, packets, is_dormant, .. } = self.entry(memory, slot)?;
-            self.fill(memory, other, Filling { prefix, is_dormant, end, packets });
+            self.fill(memory, other, Filling { prefix, print: neighbour, is_dormant, end, packets });
             memory.store(At::Slot(slot), TOMBSTONE);
             let since = memory.load(At::Packets(slot)).saturating_sub(packets);
             if since > 0 {
@@ -542,25 +571,30 @@ impl Writer {
         if print <= TOMBSTONE {
             return Located::NoRoom;
         }
-        let first = home(print, self.buckets);
+        let first = home(print, self.buckets) as usize;
         let mut free = None;
-        for bucket in first..first + PROBES_MAX {
-            for place in 0..BUCKET_SLOTS {
-                let slot = bucket as usize * BUCKET_SLOTS + place;
-                match memory.load(At::Slot(slot)) {
-                    EMPTY => return Located::Free(free.unwrap_or(slot)),
-                    TOMBSTONE => free = free.or(Some(slot)),
-                    found if found == print => return Located::At(slot),
-                    _ => {}
-                }
+        for bucket in first..first + PROBES_MAX as usize {
+            let words = memory.bucket(bucket);
+            let slot = |places: u32| bucket * BUCKET_SLOTS + places.trailing_zeros() as usize;
+            let found = places(&words, |word| word == print);
+            if found != 0 {
+                return Located::At(slot(found));
+            }
+            let vacant = places(&words, |word| word <= TOMBSTONE);
+            if vacant != 0 {
+                free = free.or(Some(slot(vacant)));
+            }
+            // A fingerprint that went past this bucket would have met it full.
+            if places(&words, |word| word == EMPTY) != 0 {
+                break;
             }
         }
         free.map_or(Located::NoRoom, Located::Free)
     }
 
     fn fill(&self, memory: &mut impl Memory, slot: usize, entry: Filling) {
-        let Filling { prefix, is_dormant, end, packets } = entry;
-        let (key, print) = (key_of(prefix), fingerprint(prefix, self.seed, is_dormant));
+        let Filling { prefix, print, is_dormant, end, packets } = entry;
+        let key = key_of(prefix);
         let [first, second] = key.stored();
         memory.store(At::Code(slot), code_of(prefix, is_dormant));
         if is_long(key.code) {
@@ -639,6 +673,8 @@ impl Writer {
 #[derive(Clone, Copy, Debug)]
 struct Filling {
     prefix: Prefix,
+    /// What it is found by.
+    print: u64,
     is_dormant: bool,
     end: u32,
     packets: u64,
@@ -651,6 +687,11 @@ fn bury(memory: &mut impl Memory, slot: usize, prefix: Prefix) {
     if is_long(key_of(prefix).code) {
         memory.store(At::High(print), 0);
     }
+}
+
+/// A bit for each word of a bucket of which this holds: without a branch for each, which nobody could foretell.
+fn places(words: &[u64; BUCKET_SLOTS], holds: impl Fn(u64) -> bool) -> u32 {
+    words.iter().enumerate().fold(0, |places, (place, word)| places | u32::from(holds(*word)) << place)
 }
 
 enum Located {
