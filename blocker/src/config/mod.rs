@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use crate::policy::Policy;
 
 mod diagnostic;
+mod enforce;
 pub mod fail2ban;
 mod filters;
 mod jails;
+mod limits;
 mod main_file;
+mod own_jails;
 mod reader;
 mod rules;
 mod services;

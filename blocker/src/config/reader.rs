@@ -267,6 +267,15 @@ impl Reader<'_> {
         patterns
     }
 
+    /// Takes a path from the table, where it has a good one.
+    pub(super) fn path_into(&mut self, table: Table<'_>, name: &str, path: &mut PathBuf) {
+        if let Some((text, span)) = self.text(table, name)
+            && let Some(absolute) = self.absolute(text, span, &table.key_of(name))
+        {
+            *path = absolute;
+        }
+    }
+
     /// A path of something that exists at run time: absolute, since a daemon's working directory means nothing.
     pub(super) fn absolute(&mut self, text: &str, span: Range<usize>, key: &str) -> Option<PathBuf> {
         let message = if text.is_empty() {
