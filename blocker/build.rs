@@ -9,12 +9,14 @@ use std::{
 fn main() -> io::Result<()> {
     let workspace = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
     let sources = workspace.join("blocker-ebpf");
+    let how = workspace.join("xtask/src/build.rs");
     let stamp = workspace.join("target/bpf/blocker.stamp");
     println!("cargo::rerun-if-changed={}", sources.display());
+    println!("cargo::rerun-if-changed={}", how.display());
     // A path that does not exist yet makes cargo look again each time, which costs a few milliseconds.
     println!("cargo::rerun-if-changed={}", stamp.display());
     let current = fs::read_to_string(&stamp)
-        .is_ok_and(|made_from| made_from == fingerprint(&sources).unwrap_or_default());
+        .is_ok_and(|made_from| made_from == fingerprint(&sources, &how).unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     for (object, include) in [("blocker.o", "xdp_object.rs"), ("table.o", "xdp_table_object.rs")] {
         let object = workspace.join("target/bpf").join(object);

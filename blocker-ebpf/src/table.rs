@@ -75,6 +75,8 @@ pub const PREFILTER_V6_MIN: u8 = 48;
 
 /// Lengths in a word of a list of lengths.
 pub const LENGTHS_PER_WORD: usize = 8;
+/// Lengths that are asked for in line, without a call: most hosts have no more in use.
+pub const LENGTHS_IN_LINE: usize = 3;
 /// Words for the lengths 0 to 32.
 pub const LENGTHS_V4_WORDS: usize = 5;
 /// Words for the lengths 0 to 128.
@@ -134,6 +136,26 @@ pub const fn code_v4(length: u32) -> u64 {
 #[inline(always)]
 pub const fn code_v6(length: u32) -> u64 {
     0x100 | length as u64
+}
+
+/// An address as numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// IPv4.
+    V4(u32),
+    /// IPv6, in halves.
+    V6(u64, u64),
+}
+
+impl Address {
+    /// The prefix of `length` around it.
+    #[inline(always)]
+    const fn network(self, length: u32) -> Key {
+        match self {
+            Self::V4(address) => Key::v4(address, length),
+            Self::V6(high, low) => Key::v6(high, low, length),
+        }
+    }
 }
 
 impl Key {
@@ -258,7 +280,7 @@ pub trait Words {
 }
 
 /// Where the words are. `None` is an element that does not exist.
-pub trait Table {
+pub trait Table: Sized {
     /// An element of any of the maps.
     type Words: Words;
     /// [`BUCKET_SLOTS`] words of [`SLOTS`].
@@ -273,6 +295,12 @@ pub trait Table {
     fn state(&self) -> Option<Self::Words>;
     /// The kernel's clock in units of an end.
     fn now(&self) -> u32;
+    /// [`search`], which may be done elsewhere: in a function that the kernel's verifier follows once, not once for every
+    /// word of lengths.
+    #[inline(always)]
+    fn search_apart(&self, params: Params, address: Address, lengths: u64) -> Said {
+        search(self, params, address, lengths, LENGTHS_PER_WORD)
+    }
 }
 
 /// The slot of a ban in force.
@@ -284,10 +312,14 @@ pub struct Place {
     pub slot: usize,
 }
 
-/// What one length says of a source.
-enum Said {
+/// What some lengths say of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// It is banned.
     Banned(Place),
+    /// It passes, whatever shorter prefixes say.
     Passes,
+    /// Ask the next length.
     Nothing,
 }
 
@@ -313,19 +345,7 @@ fn find_v4<T: Table>(table: &T, params: Params, address: u32) -> Option<Place> {
     if state.word(FLAGS) & SKIP_V4 == 0 && !is_marked(table, prefilter_v4(address))? {
         return None;
     }
-    for index in 0..LENGTHS_V4_WORDS {
-        let mut lengths = state.word(LENGTHS_V4 + index);
-        for _ in 0..LENGTHS_PER_WORD {
-            let length = (lengths as u32 & 0xff).checked_sub(1)?;
-            lengths >>= 8;
-            match probe(table, params, Key::v4(address, length)) {
-                Said::Banned(place) => return Some(place),
-                Said::Passes => return None,
-                Said::Nothing => {}
-            }
-        }
-    }
-    None
+    find_by::<T, LENGTHS_V4, LENGTHS_V4_WORDS>(table, params, Address::V4(address), &state)
 }
 
 #[inline(always)]
@@ -337,19 +357,50 @@ fn find_v6<T: Table>(table: &T, params: Params, high: u64, low: u64) -> Option<P
     if state.word(FLAGS) & SKIP_V6 == 0 && !is_marked(table, prefilter_v6(high, params.seed))? {
         return None;
     }
-    for index in 0..LENGTHS_V6_WORDS {
-        let mut lengths = state.word(LENGTHS_V6 + index);
-        for _ in 0..LENGTHS_PER_WORD {
-            let length = (lengths as u32 & 0xff).checked_sub(1)?;
-            lengths >>= 8;
-            match probe(table, params, Key::v6(high, low, length)) {
-                Said::Banned(place) => return Some(place),
-                Said::Passes => return None,
-                Said::Nothing => {}
-            }
+    find_by::<T, LENGTHS_V6, LENGTHS_V6_WORDS>(table, params, Address::V6(high, low), &state)
+}
+
+/// By the lengths in the words from `FIRST` on.
+#[inline(always)]
+fn find_by<T: Table, const FIRST: usize, const WORDS: usize>(
+    table: &T,
+    params: Params,
+    address: Address,
+    state: &T::Words,
+) -> Option<Place> {
+    let lengths = state.word(FIRST);
+    match search(table, params, address, lengths, LENGTHS_IN_LINE) {
+        Said::Banned(place) => return Some(place),
+        Said::Passes => return None,
+        Said::Nothing => {}
+    }
+    let mut lengths = lengths >> (8 * LENGTHS_IN_LINE);
+    for next in 1..=WORDS {
+        if lengths == 0 {
+            return None;
         }
+        match table.search_apart(params, address, lengths) {
+            Said::Banned(place) => return Some(place),
+            Said::Passes => return None,
+            Said::Nothing => {}
+        }
+        lengths = if next < WORDS { state.word(FIRST + next) } else { 0 };
     }
     None
+}
+
+/// What the first `most` lengths of a word say.
+#[inline(always)]
+pub fn search<T: Table>(table: &T, params: Params, address: Address, mut lengths: u64, most: usize) -> Said {
+    for _ in 0..most {
+        let Some(length) = (lengths as u32 & 0xff).checked_sub(1) else { return Said::Nothing };
+        lengths >>= 8;
+        let said = probe(table, params, address.network(length));
+        if said != Said::Nothing {
+            return said;
+        }
+    }
+    Said::Nothing
 }
 
 #[inline(always)]
@@ -357,6 +408,7 @@ fn is_marked<T: Table>(table: &T, bit: u32) -> Option<bool> {
     Some(table.prefilter(bit >> 6)? >> (bit & 63) & 1 == 1)
 }
 
+/// What the table says of one prefix.
 #[inline(always)]
 fn probe<T: Table>(table: &T, params: Params, key: Key) -> Said {
     let fingerprint = key.fingerprint(params.seed);
@@ -364,44 +416,21 @@ fn probe<T: Table>(table: &T, params: Params, key: Key) -> Said {
         return Said::Nothing;
     }
     let mut index = home(fingerprint, params.buckets);
-    let mut probes = 0;
-    let bucket = loop {
+    for _ in 0..PROBES_MAX {
         let Some(bucket) = table.bucket(index) else { return Said::Nothing };
-        let signs =
-            (0..BUCKET_SLOTS).fold(0, |signs, slot| signs | sign_if_zero(bucket.word(slot) ^ fingerprint));
-        probes += 1;
-        if signs >> 63 == 1 {
-            break bucket;
+        let mut last = EMPTY;
+        for slot in 0..BUCKET_SLOTS {
+            last = bucket.word(slot);
+            if last == fingerprint {
+                return said(table, params, key, fingerprint, &bucket, Place { bucket: index, slot });
+            }
         }
-        if bucket.word(BUCKET_SLOTS - 1) == EMPTY || probes == PROBES_MAX {
+        if last == EMPTY {
             return Said::Nothing;
         }
         index += 1;
-    };
-    said(table, params, key, fingerprint, &bucket, index)
-}
-
-/// A number whose first bit is set if `x` is 0. Branches here would be mispredicted at random, and the kernel's
-/// verifier follows no more than 8,192 in a row.
-#[inline(always)]
-const fn sign_if_zero(x: u64) -> u64 {
-    x.wrapping_sub(1) & !x
-}
-
-/// In which slot a fingerprint is that is in one: each bit of its number from the slots that have this bit. For the
-/// verifier this is one number it does not know, where a search would be eight ways to go on from.
-#[inline(always)]
-fn place<W: Words>(bucket: &W, fingerprint: u64) -> usize {
-    let mut signs = [0; BUCKET_SLOTS.ilog2() as usize];
-    for slot in 0..BUCKET_SLOTS {
-        let sign = sign_if_zero(bucket.word(slot) ^ fingerprint);
-        for (bit, signs) in signs.iter_mut().enumerate() {
-            if slot >> bit & 1 == 1 {
-                *signs |= sign;
-            }
-        }
     }
-    signs.iter().enumerate().fold(0, |place, (bit, signs)| place | ((signs >> 63) as usize) << bit)
+    Said::Nothing
 }
 
 /// What the slot of a bucket that holds a fingerprint says.
@@ -412,26 +441,25 @@ fn said<T: Table>(
     key: Key,
     fingerprint: u64,
     bucket: &T::Words,
-    index: u32,
+    place: Place,
 ) -> Said {
-    let slot = place(bucket, fingerprint);
-    let Some(meta) = table.meta(index) else { return Said::Nothing };
-    let end = meta.word(slot) as u32;
+    let Some(meta) = table.meta(place.bucket) else { return Said::Nothing };
+    let end = meta.word(place.slot) as u32;
     if params.exact {
-        let Some(keys) = table.keys(index) else { return Said::Nothing };
+        let Some(keys) = table.keys(place.bucket) else { return Said::Nothing };
         let [first, second] = key.stored();
-        if keys.word(slot * 2) != first || keys.word(slot * 2 + 1) != second {
+        if keys.word(place.slot * 2) != first || keys.word(place.slot * 2 + 1) != second {
             return Said::Nothing;
         }
     }
     // The slot may have been given to another ban between the looks; then the end was not this one's.
-    if bucket.word(slot) != fingerprint {
+    if bucket.word(place.slot) != fingerprint {
         return Said::Nothing;
     }
     if end == PASSES {
         Said::Passes
     } else if end > table.now() {
-        Said::Banned(Place { bucket: index, slot })
+        Said::Banned(place)
     } else {
         Said::Nothing
     }
@@ -512,13 +540,6 @@ mod tests {
     fn every_bucket_is_some_fingerprints_home() {
         for buckets in [1, 2, 7, 1 << 18] {
             assert_eq!((home(0, buckets), home(u64::MAX, buckets)), (0, buckets - 1));
-        }
-    }
-
-    #[test]
-    fn the_sign_is_set_for_zero_alone() {
-        for x in (0..64).flat_map(|bit| [1_u64 << bit, !(1 << bit), u64::MAX >> bit, u64::MAX << bit]) {
-            assert_eq!((sign_if_zero(x) >> 63, sign_if_zero(0) >> 63), (0, 1), "{x:x}");
         }
     }
 }

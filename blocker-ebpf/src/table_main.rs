@@ -29,8 +29,8 @@ mod program {
         Totals,
         packet::Source,
         table::{
-            self, BUCKET_KEYS, BUCKET_META, BUCKET_SLOTS, JIFFIES, ONE_PACKET, Params, Place, STATE_WORDS,
-            UNIT_SHIFT,
+            self, Address, BUCKET_KEYS, BUCKET_META, BUCKET_SLOTS, JIFFIES, LENGTHS_PER_WORD, ONE_PACKET,
+            Params, Place, STATE_WORDS, Said, UNIT_SHIFT,
         },
     };
 
@@ -139,6 +139,55 @@ mod program {
         fn now(&self) -> u32 {
             // SAFETY: the helper takes no argument and cannot fail.
             (unsafe { bpf_jiffies64() } >> UNIT_SHIFT) as u32
+        }
+
+        #[inline(always)]
+        fn search_apart(&self, _params: Params, address: Address, lengths: u64) -> Said {
+            decoded(match address {
+                Address::V4(address) => blocker_search_v4(address, lengths),
+                Address::V6(high, low) => blocker_search_v6(high, low, lengths),
+            })
+        }
+    }
+
+    const NOTHING: u64 = 0;
+    const PASSES: u64 = 1;
+    const BANNED: u64 = 2;
+
+    /// [`table::search`] as a global function, which the kernel's verifier follows once by itself, with any arguments.
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    pub(crate) extern "C" fn blocker_search_v4(address: u32, lengths: u64) -> u64 {
+        encoded(table::search(&Maps, params(), Address::V4(address), lengths, LENGTHS_PER_WORD))
+    }
+
+    /// As [`blocker_search_v4`].
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    pub(crate) extern "C" fn blocker_search_v6(high: u64, low: u64, lengths: u64) -> u64 {
+        encoded(table::search(&Maps, params(), Address::V6(high, low), lengths, LENGTHS_PER_WORD))
+    }
+
+    #[inline(always)]
+    fn encoded(said: Said) -> u64 {
+        match said {
+            Said::Nothing => NOTHING,
+            Said::Passes => PASSES,
+            Said::Banned(place) => {
+                (u64::from(place.bucket) * BUCKET_SLOTS as u64 + place.slot as u64) << 2 | BANNED
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decoded(said: u64) -> Said {
+        match said & 3 {
+            NOTHING => Said::Nothing,
+            PASSES => Said::Passes,
+            _ => Said::Banned(Place {
+                bucket: (said >> 5) as u32,
+                slot: (said >> 2) as usize & (BUCKET_SLOTS - 1),
+            }),
         }
     }
 

@@ -35,7 +35,10 @@ pub fn run(profile: Profile) -> Result<()> {
 }
 
 /// The XDP programs: what cargo calls them, and what the agent's build looks for.
-const OBJECTS: [(&str, &str); 2] = [("blocker-xdp", "blocker.o"), ("blocker-xdp-table", "table.o")];
+const OBJECTS: [(&str, &str); 2] = [("blocker-xdp", "blocker.o"), (TABLE, "table.o")];
+/// Reads packets by words that need not be aligned. The other one keeps an address on its stack, where the kernel wants
+/// words aligned.
+const TABLE: &str = "blocker-xdp-table";
 
 /// Builds the XDP programs, unless what is there was made from these sources.
 ///
@@ -46,7 +49,7 @@ pub fn object() -> Result<()> {
     let sources = workspace.join("blocker-ebpf");
     let folder = workspace.join("target/bpf");
     let stamp = folder.join("blocker.stamp");
-    let made_from = fingerprint(&sources)?;
+    let made_from = fingerprint(&sources, &workspace.join("xtask/src/build.rs"))?;
     let is_there = OBJECTS.iter().all(|(_, object)| folder.join(object).is_file());
     if is_there && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == made_from) {
         return Ok(());
@@ -84,6 +87,10 @@ fn compile(name: &str) -> Result<u32> {
     let linker = setup::linker(toolchain.llvm).with_context(|| {
         format!("no bpf-linker for LLVM {}; `cargo xtask setup` builds one", toolchain.llvm)
     })?;
+    // The kernel refuses such words where the machine cannot read them (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS).
+    let unaligned = name == TABLE
+        && toolchain.llvm >= READS_UNALIGNED
+        && matches!(std::env::consts::ARCH, "x86_64" | "aarch64");
     let mut command = Command::new(&toolchain.cargo);
     command.args(&toolchain.cargo_args);
     command.args(["build", "--quiet", "--release", "--package", "blocker-ebpf", "--bin", name]);
@@ -91,7 +98,7 @@ fn compile(name: &str) -> Result<u32> {
     command.arg("--target-dir").arg(workspace.join("target/bpf")).current_dir(&workspace);
     command
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(&workspace, &linker).join("\x1f"));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&workspace, &linker, unaligned).join("\x1f"));
     // Set by the cargo that runs us, for its own toolchain.
     command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
     if let Some(rustc) = &toolchain.rustc {
@@ -104,14 +111,22 @@ fn compile(name: &str) -> Result<u32> {
     Ok(toolchain.llvm)
 }
 
-fn flags(workspace: &Path, linker: &Path) -> Vec<String> {
+/// The first LLVM that can read words of a packet which need not be aligned.
+const READS_UNALIGNED: u32 = 22;
+
+fn flags(workspace: &Path, linker: &Path, unaligned: bool) -> Vec<String> {
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // Comparisons and arithmetic of 32 bits: kernel 5.1, and the oldest that is tried is 5.10.
+        "-Ctarget-cpu=v3".to_owned(),
         format!("--remap-path-prefix={}=blocker", workspace.display()),
     ];
+    if unaligned {
+        flags.push("-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned());
+    }
     // The same object whoever builds it, wherever.
     if let Some(home) = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
@@ -163,15 +178,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fingerprint_changes_with_names_and_content() {
+    fn the_fingerprint_changes_with_names_content_and_the_way_of_building() {
         let scratch = crate::lab::Scratch::new("fingerprint").unwrap();
         fs::write(scratch.join("a"), "x").unwrap();
-        let first = fingerprint(scratch.path()).unwrap();
-        assert_eq!(first, fingerprint(scratch.path()).unwrap());
+        let folder = crate::lab::Scratch::new("how").unwrap();
+        let how = folder.join("build.rs");
+        fs::write(&how, "1").unwrap();
+        let made = || fingerprint(scratch.path(), &how).unwrap();
+        let first = made();
+        assert_eq!(first, made());
         fs::write(scratch.join("a"), "y").unwrap();
-        let second = fingerprint(scratch.path()).unwrap();
+        let second = made();
         fs::rename(scratch.join("a"), scratch.join("b")).unwrap();
-        let third = fingerprint(scratch.path()).unwrap();
-        assert!(first != second && second != third);
+        let third = made();
+        fs::write(&how, "2").unwrap();
+        let fourth = made();
+        assert!(first != second && second != third && third != fourth);
     }
 }
