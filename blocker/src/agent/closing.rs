@@ -68,6 +68,10 @@ impl Closing {
             Some(Err(Trouble::Lacking(error) | Trouble::Passing(error))) => error.to_string(),
             Some(Ok(())) => String::new(),
         };
+        Self::idle(kept, done)
+    }
+
+    fn idle(kept: String, done: mpsc::UnboundedSender<Done>) -> Self {
         Self {
             kept,
             closed: 0,
@@ -183,17 +187,7 @@ mod tests {
     };
 
     fn closing(kept: &str) -> Closing {
-        Closing {
-            kept: kept.to_owned(),
-            closed: 0,
-            left: 0,
-            cut_short: 0,
-            waiting: Vec::new(),
-            look_at_all: false,
-            busy: false,
-            not_before: None,
-            done: mpsc::unbounded_channel().0,
-        }
+        Closing::idle(kept.to_owned(), mpsc::unbounded_channel().0)
     }
 
     fn bans(count: usize) -> Vec<Change> {

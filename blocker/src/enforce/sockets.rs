@@ -24,7 +24,7 @@ use rustix::{
 
 use super::{
     EnforceError,
-    netlink::{array, replies},
+    netlink::{Message, array, replies},
 };
 use crate::{
     allowlist::PrefixSet,
@@ -270,16 +270,12 @@ impl Diag {
         self.send(SOCK_DIAG_BY_FAMILY, flags, kind, states, &[0; ID_BYTES], filter).map_err(failed)?;
         while let Some(length) = self.receive().map_err(failed)? {
             for reply in replies(&self.buffer[..length]).filter(|reply| reply.sequence == self.sequence) {
-                match i32::from(reply.kind) {
-                    libc::NLMSG_DONE => return Ok(true),
-                    libc::NLMSG_ERROR => {
-                        return match code(reply.body) {
-                            // Without the kernel's udp_diag there is no list of UDP sockets.
-                            Some(Errno::NOENT) if kind.protocol == UDP => Ok(true),
-                            errno => Err(failed(errno.unwrap_or(Errno::PROTO))),
-                        };
-                    }
-                    _ => {
+                match reply.outcome() {
+                    Some(_) if i32::from(reply.kind) == libc::NLMSG_DONE => return Ok(true),
+                    // Without the kernel's udp_diag there is no list of UDP sockets.
+                    Some(Err(Errno::NOENT)) if kind.protocol == UDP => return Ok(true),
+                    Some(outcome) => return Err(failed(outcome.err().unwrap_or(Errno::PROTO))),
+                    None => {
                         if let Some(connection) = Connection::read(kind, reply.body) {
                             take(connection);
                         }
@@ -300,8 +296,8 @@ impl Diag {
         self.send(SOCK_DESTROY, flags, connection.kind, u32::MAX, &connection.id, &[])?;
         while let Some(length) = self.receive()? {
             for reply in replies(&self.buffer[..length]).filter(|reply| reply.sequence == self.sequence) {
-                if i32::from(reply.kind) == libc::NLMSG_ERROR {
-                    return code(reply.body).map_or(Ok(()), Err);
+                if let Some(outcome) = reply.outcome() {
+                    return outcome;
                 }
             }
         }
@@ -319,20 +315,12 @@ impl Diag {
         filter: &[u8],
     ) -> Result<(), Errno> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
-        let mut bytes = vec![0; 16];
-        bytes[4..6].copy_from_slice(&message.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&u16::try_from(flags).unwrap_or(0).to_ne_bytes());
-        bytes[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
-        bytes.extend([kind.family, kind.protocol, 0, 0]);
-        bytes.extend(states.to_ne_bytes());
-        bytes.extend(id);
+        let header = [&[kind.family, kind.protocol, 0, 0], &states.to_ne_bytes()[..], id].concat();
+        let mut request = Message::request(message, flags, &header);
         if !filter.is_empty() {
-            bytes.extend(u16::try_from(filter.len() + 4).unwrap_or(0).to_ne_bytes());
-            bytes.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
-            bytes.extend(filter);
+            request.bytes(INET_DIAG_REQ_BYTECODE, filter);
         }
-        let length = u32::try_from(bytes.len()).unwrap_or(0);
-        bytes[0..4].copy_from_slice(&length.to_ne_bytes());
+        let bytes = request.finish(self.sequence);
         send(&self.socket, &bytes, SendFlags::empty()).map(drop)
     }
 
@@ -344,12 +332,6 @@ impl Diag {
             Err(errno) => Err(errno),
         }
     }
-}
-
-/// The error in an answer, where it is one.
-fn code(body: &[u8]) -> Option<Errno> {
-    let code = i32::from_ne_bytes(array(body, 0)?);
-    (code < 0).then(|| Errno::from_raw_os_error(code.saturating_neg()))
 }
 
 fn trouble(what: &str, errno: Errno) -> Trouble {

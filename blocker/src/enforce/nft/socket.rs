@@ -15,7 +15,7 @@ use rustix::{
     net::{RecvFlags, recv, sockopt},
 };
 
-use super::message::{MESSAGE_BYTES_MAX, Message, Reply, array, attributes_of, replies};
+use super::message::{MESSAGE_BYTES_MAX, Message, Reply, attributes_of, replies};
 
 /// Room for one transaction, above all for a table that is made anew: a million elements take about 90 MB. As much as
 /// the kernel takes; reserved by no one until it is used.
@@ -244,17 +244,10 @@ impl Socket {
 
 /// The refusal in an answer, when it is one.
 fn refused(reply: Reply<'_>) -> Option<Refusal> {
-    let kind = i32::from(reply.kind);
-    if kind != libc::NLMSG_ERROR && kind != libc::NLMSG_DONE {
-        return None;
-    }
-    let code = i32::from_ne_bytes(array(reply.body, 0)?);
-    if code >= 0 {
-        return None;
-    }
+    let Some(Err(errno)) = reply.outcome() else { return None };
     // With NETLINK_CAP_ACK the request's header follows the code, and then the attributes.
-    let explained = kind == libc::NLMSG_ERROR && reply.flags & NLM_F_ACK_TLVS != 0;
+    let explained = i32::from(reply.kind) == libc::NLMSG_ERROR && reply.flags & NLM_F_ACK_TLVS != 0;
     let attributes = explained.then(|| attributes_of(reply.body.get(16..).unwrap_or_default()));
     let explanation = attributes.and_then(|a| a.text(EXPLANATION)).unwrap_or_default().to_owned();
-    Some(Refusal { errno: Errno::from_raw_os_error(code.saturating_neg()), explanation })
+    Some(Refusal { errno, explanation })
 }

@@ -23,25 +23,21 @@ use rustix::{
     },
 };
 
+use crate::enforce::netlink::{Attributes, Message, Reply, half, replies, word};
+
 /// Interfaces that are looked at; the kernel tells the oldest first.
 pub(super) const INTERFACES_MAX: usize = 16_384;
 /// A dump that interfaces changed under is begun again so often.
 const ATTEMPTS: usize = 5;
 /// How long an answer may take that the kernel gives at once.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Messages taken at a time; further ones are for the next.
 const CHANGES_MAX: usize = 4_096;
+/// What is kept of a message that only says that something changed.
+const HEADER_BYTES: usize = 16;
 /// The kernel fills at most so much at a time (netlink(7), `NETLINK_SKB` of rtnetlink dumps).
 const BUFFER_BYTES: usize = 32 << 10;
 
-// linux/netlink.h
-pub(super) const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-pub(super) const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
-const NLA_TYPE_MASK: u16 = 0x3fff;
-const HEADER_BYTES: usize = 16;
 // linux/rtnetlink.h
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_GETLINK: u16 = 18;
@@ -153,7 +149,7 @@ impl AsFd for Watch {
     }
 }
 
-pub(super) fn netlink(flags: SocketFlags) -> io::Result<OwnedFd> {
+fn netlink(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | flags, None)?)
 }
 
@@ -174,76 +170,44 @@ fn dump(request: u16, take: &mut dyn FnMut(u16, &[u8])) -> io::Result<()> {
 
 /// Whether the kernel says that it is consistent.
 fn dump_once(request: u16, whole: &mut Vec<(u16, Vec<u8>)>) -> io::Result<bool> {
+    // The longest of the headers that the kernel wants (`struct ifinfomsg`, zeros), and what to leave out.
+    let mut message = Message::request(request, libc::NLM_F_DUMP, &[0; 16]);
+    message.bytes(IFLA_EXT_MASK, &SKIP_STATISTICS.to_ne_bytes());
+    let mut consistent = true;
+    ask(&message, |reply| {
+        consistent &= i32::from(reply.flags) & libc::NLM_F_DUMP_INTR == 0;
+        let outcome = reply.outcome();
+        if outcome.is_none() {
+            whole.push((reply.kind, reply.body.to_vec()));
+        }
+        outcome
+    })?;
+    Ok(consistent)
+}
+
+/// Sends a request and hands over what is answered, until that was all.
+pub(super) fn ask(
+    message: &Message,
+    mut take: impl FnMut(Reply<'_>) -> Option<Result<(), Errno>>,
+) -> io::Result<()> {
     let socket = netlink(SocketFlags::empty())?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-    send(&socket, &ask(request), SendFlags::empty())?;
+    send(&socket, &message.finish(0), SendFlags::empty())?;
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut consistent = true;
     loop {
         let (_, length) = match recv(&socket, buffer.as_mut_slice(), RecvFlags::empty()) {
             Err(Errno::INTR) => continue,
             received => received?,
         };
-        for (kind, flags, payload) in messages(buffer.get(..length).unwrap_or_default()) {
-            consistent &= flags & NLM_F_DUMP_INTR == 0;
-            match kind {
-                NLMSG_DONE => return Ok(consistent),
-                NLMSG_ERROR => {
-                    let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                }
-                _ => whole.push((kind, payload.to_vec())),
+        for reply in replies(buffer.get(..length).unwrap_or_default()) {
+            if let Some(outcome) = take(reply) {
+                return Ok(outcome?);
             }
         }
         if length == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
     }
-}
-
-/// A request with the longest of the headers that the kernel wants (`struct ifinfomsg`, zeros), and what to leave out.
-fn ask(request: u16) -> Vec<u8> {
-    let mut message = Vec::with_capacity(40);
-    message.extend(40_u32.to_ne_bytes());
-    message.extend(request.to_ne_bytes());
-    message.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([0; 16]);
-    message.extend(8_u16.to_ne_bytes());
-    message.extend(IFLA_EXT_MASK.to_ne_bytes());
-    message.extend(SKIP_STATISTICS.to_ne_bytes());
-    message
-}
-
-/// The messages in a datagram: type, flags, payload. Ends at the first that is malformed.
-pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let header: &[u8; HEADER_BYTES] = rest.first_chunk()?;
-        let length = usize::try_from(word(header, 0)?).ok()?;
-        let message = rest.get(..length)?;
-        let payload = message.get(HEADER_BYTES..)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((half(header, 4)?, half(header, 6)?, payload))
-    })
-}
-
-/// The attributes in a payload: type and value. Ends at the first that is malformed.
-pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(half(rest, 0)?);
-        let kind = half(rest, 2)? & NLA_TYPE_MASK;
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn half(bytes: &[u8], offset: usize) -> Option<u16> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
-}
-
-pub(super) fn word(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
 fn text(value: &[u8]) -> String {
@@ -262,7 +226,7 @@ fn interface(payload: &[u8]) -> Option<Interface> {
         ..Interface::default()
     };
     let mut is_elsewhere = false;
-    for (kind, value) in attributes(payload.get(16..)?) {
+    for (kind, value) in Attributes(payload.get(16..)?).iter() {
         match kind {
             IFLA_IFNAME => found.name = text(value),
             IFLA_MTU => found.mtu = word(value, 0)?,
@@ -270,12 +234,11 @@ fn interface(payload: &[u8]) -> Option<Interface> {
             IFLA_LINK_NETNSID => is_elsewhere = true,
             IFLA_MASTER => found.master = word(value, 0),
             IFLA_LINKINFO => {
-                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
-                found.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
+                found.kind = Attributes(value).get(IFLA_INFO_KIND).map(text).unwrap_or_default();
             }
             IFLA_XDP => {
-                let program = attributes(value).find(|(kind, _)| *kind == IFLA_XDP_PROG_ID);
-                found.program = program.and_then(|(_, value)| word(value, 0)).filter(|id| *id != 0);
+                let program = Attributes(value).get(IFLA_XDP_PROG_ID);
+                found.program = program.and_then(|value| word(value, 0)).filter(|id| *id != 0);
             }
             _ => {}
         }
@@ -312,51 +275,36 @@ fn defaults(v4: &str, v6: &str) -> BTreeSet<String> {
 mod tests {
     use super::*;
 
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn link(index: u32, flags: u32, attributes: &[Vec<u8>]) -> Vec<u8> {
-        let mut payload = vec![0, 0];
-        payload.extend(1_u16.to_ne_bytes());
-        payload.extend(index.to_ne_bytes());
-        payload.extend(flags.to_ne_bytes());
-        payload.extend([0; 4]);
-        payload.extend(attributes.concat());
-        let mut message = u32::try_from(HEADER_BYTES + payload.len()).unwrap().to_ne_bytes().to_vec();
-        message.extend(RTM_NEWLINK.to_ne_bytes());
-        message.extend([0; 10]);
-        message.extend(payload);
-        message
+    fn link(index: u32, flags: u32, fill: impl FnOnce(&mut Message)) -> Vec<u8> {
+        let header = [&[0, 0, 1, 0], &index.to_ne_bytes()[..], &flags.to_ne_bytes(), &[0; 4]].concat();
+        let mut message = Message::request(RTM_NEWLINK, 0, &header);
+        fill(&mut message);
+        message.finish(0)
     }
 
     #[test]
     fn an_interface_is_read_with_what_it_is_made_of() {
-        let info = attribute(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, b"vlan\0"));
-        let xdp = attribute(
-            IFLA_XDP | 0x8000,
-            &[attribute(2, &[1]), attribute(IFLA_XDP_PROG_ID, &[7, 0, 0, 0])].concat(),
-        );
-        let message = link(
-            5,
-            IFF_UP,
-            &[
-                attribute(IFLA_IFNAME, b"eth0.5\0"),
-                attribute(9_999, b"of a kernel to come"),
-                attribute(IFLA_MTU, &9_000_u32.to_ne_bytes()),
-                attribute(IFLA_LINK, &2_u32.to_ne_bytes()),
-                attribute(IFLA_MASTER, &9_u32.to_ne_bytes()),
-                info,
-                xdp,
-            ],
-        );
-        let whole = [message.clone(), link(6, 0, &[attribute(IFLA_IFNAME, b"wan\0")])].concat();
-        let found: Vec<Interface> =
-            messages(&whole).filter_map(|(_, _, payload)| interface(payload)).collect();
+        let message = link(5, IFF_UP, |message| {
+            message
+                .text(IFLA_IFNAME, "eth0.5")
+                .bytes(9_999, b"of a kernel to come")
+                .bytes(IFLA_MTU, &9_000_u32.to_ne_bytes())
+                .bytes(IFLA_LINK, &2_u32.to_ne_bytes())
+                .bytes(IFLA_MASTER, &9_u32.to_ne_bytes())
+                .nest(IFLA_LINKINFO, |info| {
+                    info.text(IFLA_INFO_KIND, "vlan");
+                })
+                .nest(IFLA_XDP, |xdp| {
+                    xdp.bytes(2, &[1]).bytes(IFLA_XDP_PROG_ID, &[7, 0, 0, 0]);
+                });
+        });
+        let other = link(6, 0, |message| {
+            message.text(IFLA_IFNAME, "wan");
+        });
+        let read = |bytes: &[u8]| -> Vec<Interface> {
+            replies(bytes).filter_map(|reply| interface(reply.body)).collect()
+        };
+        let found = read(&[message.clone(), other].concat());
         let expected = Interface {
             index: 5,
             name: "eth0.5".to_owned(),
@@ -376,21 +324,21 @@ mod tests {
             for turned in 0..length {
                 let mut bytes = message[..length].to_vec();
                 bytes[turned] = !bytes[turned];
-                let _less = messages(&bytes).filter_map(|(_, _, payload)| interface(payload)).count();
+                let _less = read(&bytes);
             }
         }
     }
 
     #[test]
     fn what_a_lower_interface_in_another_namespace_is_called_here_does_not_count() {
-        let elsewhere = [
-            attribute(IFLA_IFNAME, b"eth0\0"),
-            attribute(IFLA_LINK, &2_u32.to_ne_bytes()),
-            attribute(IFLA_LINK_NETNSID, &0_u32.to_ne_bytes()),
-        ];
-        let message = link(5, IFF_UP, &elsewhere);
-        let (_, _, payload) = messages(&message).next().unwrap();
-        assert_eq!(interface(payload).unwrap().lower, None);
+        let message = link(5, IFF_UP, |message| {
+            message
+                .text(IFLA_IFNAME, "eth0")
+                .bytes(IFLA_LINK, &2_u32.to_ne_bytes())
+                .bytes(IFLA_LINK_NETNSID, &0_u32.to_ne_bytes());
+        });
+        let reply = replies(&message).next().unwrap();
+        assert_eq!(interface(reply.body).unwrap().lower, None);
     }
 
     #[test]

@@ -7,22 +7,12 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use rustix::{
-    io::Errno,
-    net::{
-        RecvFlags, SendFlags, SocketFlags, recv, send,
-        sockopt::{Timeout, set_socket_timeout},
-    },
+use crate::enforce::{
+    netlink::{Attributes, Message, word},
+    xdp::rtnl::{IFLA_XDP, IFLA_XDP_PROG_ID, RTM_GETLINK, RTM_NEWLINK, ask},
 };
 
-use crate::enforce::xdp::rtnl::{
-    IFLA_XDP, IFLA_XDP_PROG_ID, NLM_F_REQUEST, NLMSG_ERROR, PATIENCE, RTM_GETLINK, RTM_NEWLINK, attributes,
-    messages, netlink, word,
-};
-
-// linux/netlink.h, linux/rtnetlink.h, linux/if_link.h
-const NLM_F_ACK: u16 = 4;
-const NLA_F_NESTED: u16 = 1 << 15;
+// linux/rtnetlink.h, linux/if_link.h
 const RTM_SETLINK: u16 = 19;
 const IFLA_XDP_FD: u16 = 1;
 const IFLA_XDP_ATTACHED: u16 = 2;
@@ -33,8 +23,6 @@ const XDP_ATTACHED_SKB: u8 = 2;
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const XDP_FLAGS_REPLACE: u32 = 1 << 4;
-/// An answer holds all that there is to say of one interface.
-const BUFFER_BYTES: usize = 32 << 10;
 
 /// Where XDP runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,23 +42,29 @@ pub(super) struct Attached {
 /// What is attached to an interface; `None` where nothing is, or more than one program, or one in the hardware.
 pub(super) fn attached(index: u32) -> io::Result<Option<Attached>> {
     let mut found = None;
-    ask(RTM_GETLINK, 0, index, &[], &mut |kind, payload| {
-        if kind == RTM_NEWLINK {
-            found = payload.get(16..).and_then(read);
+    ask(&Message::request(RTM_GETLINK, 0, &of(index)), |reply| {
+        if reply.kind == RTM_NEWLINK {
+            found = reply.body.get(16..).and_then(read);
+            return Some(Ok(()));
         }
+        reply.outcome()
     })?;
     Ok(found)
 }
 
+/// `struct ifinfomsg` of an interface.
+fn of(index: u32) -> Vec<u8> {
+    [&[0; 4], &index.to_ne_bytes()[..], &[0; 8]].concat()
+}
+
 fn read(rest: &[u8]) -> Option<Attached> {
-    let (_, nested) = attributes(rest).find(|(kind, _)| *kind == IFLA_XDP)?;
-    let value = |wanted: u16| attributes(nested).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let mode = match *value(IFLA_XDP_ATTACHED)?.first()? {
+    let xdp = Attributes(rest).nested(IFLA_XDP)?;
+    let mode = match *xdp.get(IFLA_XDP_ATTACHED)?.first()? {
         XDP_ATTACHED_DRV => Mode::Native,
         XDP_ATTACHED_SKB => Mode::Generic,
         _ => return None,
     };
-    let program = word(value(IFLA_XDP_PROG_ID)?, 0).filter(|id| *id != 0)?;
+    let program = word(xdp.get(IFLA_XDP_PROG_ID)?, 0).filter(|id| *id != 0)?;
     Some(Attached { program, mode })
 }
 
@@ -87,58 +81,13 @@ pub(super) fn replace(
         Mode::Generic => XDP_FLAGS_SKB_MODE,
     };
     let program = program.map_or(-1, |program| program.as_raw_fd());
-    let nested = [
-        attribute(IFLA_XDP_FD, program.to_ne_bytes()),
-        attribute(IFLA_XDP_FLAGS, (flags | XDP_FLAGS_REPLACE).to_ne_bytes()),
-        attribute(IFLA_XDP_EXPECTED_FD, expected.as_raw_fd().to_ne_bytes()),
-    ]
-    .concat();
-    let length = u16::try_from(4 + nested.len()).map_err(io::Error::other)?;
-    let mut rest = length.to_ne_bytes().to_vec();
-    rest.extend((IFLA_XDP | NLA_F_NESTED).to_ne_bytes());
-    rest.extend(nested);
-    ask(RTM_SETLINK, NLM_F_ACK, index, &rest, &mut |_, _| {})
-}
-
-fn attribute(kind: u16, value: [u8; 4]) -> Vec<u8> {
-    let mut bytes = 8_u16.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes
-}
-
-/// Sends one request about one interface, and takes its one answer.
-fn ask(kind: u16, flags: u16, index: u32, rest: &[u8], take: &mut dyn FnMut(u16, &[u8])) -> io::Result<()> {
-    let length = u32::try_from(32 + rest.len()).map_err(io::Error::other)?;
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    message.extend([0; 8]);
-    // `struct ifinfomsg`
-    message.extend([0; 4]);
-    message.extend(index.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(rest);
-    let socket = netlink(SocketFlags::empty())?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-    send(&socket, &message, SendFlags::empty())?;
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let length = loop {
-        match recv(&socket, buffer.as_mut_slice(), RecvFlags::empty()) {
-            Err(Errno::INTR) => {}
-            received => break received?.1,
-        }
-    };
-    for (kind, _, payload) in messages(buffer.get(..length).unwrap_or_default()) {
-        if kind == NLMSG_ERROR {
-            let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-            if code != 0 {
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-            }
-        }
-        take(kind, payload);
-    }
-    Ok(())
+    let mut message = Message::request(RTM_SETLINK, libc::NLM_F_ACK, &of(index));
+    message.nest(IFLA_XDP, |xdp| {
+        xdp.bytes(IFLA_XDP_FD, &program.to_ne_bytes())
+            .bytes(IFLA_XDP_FLAGS, &(flags | XDP_FLAGS_REPLACE).to_ne_bytes())
+            .bytes(IFLA_XDP_EXPECTED_FD, &expected.as_raw_fd().to_ne_bytes());
+    });
+    ask(&message, |reply| reply.outcome())
 }
 
 #[cfg(test)]
@@ -148,10 +97,11 @@ mod tests {
     #[test]
     fn one_program_in_the_driver_or_in_the_stack_is_found() {
         let xdp = |mode: u8, program: u32| {
-            let nested =
-                [vec![5, 0, 2, 0, mode, 0, 0, 0], attribute(IFLA_XDP_PROG_ID, program.to_ne_bytes())]
-                    .concat();
-            [vec![20, 0], (IFLA_XDP | NLA_F_NESTED).to_ne_bytes().to_vec(), nested].concat()
+            let mut message = Message::request(RTM_NEWLINK, 0, &[]);
+            message.nest(IFLA_XDP, |xdp| {
+                xdp.bytes(IFLA_XDP_ATTACHED, &[mode]).bytes(IFLA_XDP_PROG_ID, &program.to_ne_bytes());
+            });
+            message.finish(0)[16..].to_vec()
         };
         let attached = |program, mode| Some(Attached { program, mode });
         let cases = [
