@@ -23,7 +23,7 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     thread::UnshareFlags,
 };
-use xtask::lab::{Netns, kernel, missing, skipped, wait_for, wire::Wire};
+use xtask::lab::{Netns, kernel, missing, skipped, wait_for, wire::Wire, witness};
 
 #[path = "common/frame.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
@@ -62,18 +62,8 @@ fn beside_xdp_filter(test: &str, work: impl FnOnce(&mut Stage) + Send) {
         return skipped(test, "xdp-tools is missing (cargo xtask setup installs it)");
     }
     // Outside: their names are mounts, too.
-    let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
-    host.link("eth0", &peer, "eth0").unwrap();
-    host.ip("link set eth0 address 02:00:00:00:00:01").unwrap();
-    host.ip("addr add 198.51.100.1/24 dev eth0").unwrap();
-    peer.sysctl("net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
-    for command in [
-        "add table inet witness",
-        "add chain inet witness seen { type filter hook prerouting priority -300; }",
-        "add rule inet witness seen iifname eth0 ip protocol tcp counter",
-    ] {
-        host.run("nft", &[command]).unwrap();
-    }
+    let (host, peer) = witness::hosts().unwrap();
+    witness::watch(&host, -300, &["iifname eth0 ip protocol tcp counter"]).unwrap();
     let wire = Wire::new(&peer, "eth0").unwrap();
     let options = xdp::Options {
         interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
@@ -142,9 +132,7 @@ impl Stage {
     }
 
     fn passed(&self) -> u64 {
-        let text = self.host.run("nft", &["list", "chain", "inet", "witness", "seen"]).unwrap();
-        let rest = text.split("counter packets ").nth(1).unwrap();
-        rest.split(' ').next().unwrap().parse().unwrap()
+        witness::seen(&self.host).unwrap()[0]
     }
 
     /// What xdp-tools says of the interface.

@@ -6,9 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     net::IpAddr,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::PathBuf,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -27,7 +25,9 @@ use blocker::{
     net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
-use xtask::lab::{Netns, Scratch, agent::remove_pins, kernel, missing, skipped, wait_for};
+use xtask::lab::{
+    Netns, Scratch, agent::remove_pins, kernel, missing, skipped, wait_for, wire::Wire, witness,
+};
 
 #[path = "common/frame.rs"]
 mod frame;
@@ -52,7 +52,7 @@ struct Stage {
     oracle: Memory,
     host: Netns,
     peer: Netns,
-    wire: OwnedFd,
+    wire: Wire,
     /// How long the kernel took at most to write what it was told: where a processor is emulated, an end that is
     /// counted from then on is later by as much.
     writing: Duration,
@@ -66,18 +66,14 @@ impl Stage {
     }
 
     fn of(backend: Backend, bans_max: usize) -> Self {
-        let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
-        host.link("eth0", &peer, "eth0").unwrap();
-        host.ip("addr add 198.51.100.1/24 dev eth0").unwrap();
-        host.ip("addr add 2001:db8:1::1/64 dev eth0 nodad").unwrap();
-        // Frames come from anywhere and are addressed to the host by its broadcast-free MAC.
-        host.ip("link set eth0 address 02:00:00:00:00:01").unwrap();
+        // Frames come from anywhere and are addressed to the host by its MAC.
+        let (host, peer) = witness::hosts().unwrap();
         for key in ["net/ipv4/conf/all/rp_filter", "net/ipv4/conf/eth0/rp_filter"] {
             host.sysctl(key, "0").unwrap();
         }
         let scratch = Scratch::new("enforcer").unwrap();
         let pins = PathBuf::from("/sys/fs/bpf").join(scratch.path().file_name().unwrap());
-        let wire = peer.enter(|| packet_socket("eth0")).unwrap();
+        let wire = Wire::new(&peer, "eth0").unwrap();
         let mut stage = Self {
             backend,
             bans_max,
@@ -164,18 +160,8 @@ impl Stage {
         assert_eq!(allowed, expected, "{:?}", self.backend);
     }
 
-    /// Puts a frame on the wire. Where the other end's ring is full (ENOBUFS), nobody got it, and it is sent again.
     fn send(&self, frame: &[u8]) {
-        let sent = wait_for(Duration::from_secs(10), || {
-            // SAFETY: the descriptor is open and the frame outlives the call.
-            let sent = unsafe { libc::send(self.wire.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-            if sent >= 0 {
-                return Some(Ok(sent));
-            }
-            let error = io::Error::last_os_error();
-            (error.raw_os_error() != Some(libc::ENOBUFS)).then_some(Err(error))
-        });
-        assert_eq!(sent.unwrap().unwrap(), isize::try_from(frame.len()).unwrap());
+        self.wire.send_whole(frame).unwrap();
     }
 
     fn dropped(&mut self) -> u64 {
@@ -209,27 +195,6 @@ impl Drop for Stage {
         self.enforcer = None;
         remove_pins(&self.pins);
     }
-}
-
-/// A socket that puts whole frames on an interface of the calling thread's namespace (packet(7)).
-fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
-    let name = std::ffi::CString::new(interface)?;
-    // SAFETY: socket(2) takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just made for us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: an all-zero sockaddr_ll is a valid value of that plain struct.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
-    // SAFETY: the name is a C string that outlives the call.
-    address.sll_ifindex = i32::try_from(unsafe { libc::if_nametoindex(name.as_ptr()) }).unwrap();
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
-    // SAFETY: the address is of the length given and outlives the call.
-    let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };
-    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
 }
 
 fn now() -> Timestamp {
@@ -539,7 +504,7 @@ fn what_another_program_removed_is_repaired() {
                 host.ip("link del eth0").unwrap();
                 host.link("eth0", &stage.peer, "eth0").unwrap();
                 assert_eq!(host.enter(|| enforcer.repair()).unwrap(), Health::Repaired);
-                stage.wire = stage.peer.enter(|| packet_socket("eth0")).unwrap();
+                stage.wire = Wire::new(&stage.peer, "eth0").unwrap();
             }
         }
         stage.apply(&[ban("203.0.113.9", 0)]);

@@ -27,6 +27,8 @@ mod frame;
 mod link;
 
 const LAYOUTS: [xdp::Layout; 2] = [xdp::Layout::Buckets, xdp::Layout::Hash];
+type Disguise = fn(&Path);
+
 const EXCHANGES: usize = 1_000;
 const SWAPS: usize = 300;
 const RESTARTS: usize = 20;
@@ -105,7 +107,7 @@ fn maps_of_another_version_are_not_adopted_and_their_program_drops_until_the_led
     }
     let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
     let patience = kernel::patience(Duration::from_secs(10));
-    let cases: [(&str, fn(&Path)); 2] =
+    let cases: [(&str, Disguise); 2] =
         [("a version unknown here", rename_pins), ("a version unknown here, in our folder", mark_maps)];
     for (what, make_foreign) in cases {
         let town = flood::Town::new();

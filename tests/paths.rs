@@ -18,6 +18,7 @@ use xtask::lab::{
     agent::{Agent, Backend},
     kernel, missing, skipped, wait_for,
     wire::Wire,
+    witness,
 };
 
 #[path = "common/frame.rs"]
@@ -80,32 +81,14 @@ struct Town {
 
 impl Town {
     fn new() -> Self {
-        let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
-        host.link("eth0", &peer, "eth0").unwrap();
-        host.ip("addr add 198.51.100.1/24 dev eth0").unwrap();
-        host.ip("addr add 2001:db8:1::1/64 dev eth0 nodad").unwrap();
-        host.ip("link set eth0 address 02:00:00:00:00:01").unwrap();
-        // It says nothing by itself.
-        peer.sysctl("net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
-        for command in [
-            "add table inet witness",
-            "add chain inet witness seen { type filter hook prerouting priority 0; }",
-            "add rule inet witness seen iifname eth0 counter",
-        ] {
-            host.run("nft", &[command]).unwrap();
-        }
+        let (host, peer) = witness::hosts().unwrap();
+        witness::watch(&host, 0, &["iifname eth0 counter"]).unwrap();
         let wire = Wire::new(&peer, "eth0").unwrap();
         Self { host, scratch: Scratch::new("paths").unwrap(), wire, _peer: peer }
     }
 
     fn passed(&self) -> u64 {
-        let text = self.host.run("nft", &["list", "chain", "inet", "witness", "seen"]).unwrap();
-        text.split("counter packets ")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next())
-            .unwrap()
-            .parse()
-            .unwrap()
+        witness::seen(&self.host).unwrap()[0]
     }
 }
 

@@ -10,6 +10,8 @@ mod bpf;
 mod foreign;
 #[path = "../common/frame.rs"]
 mod frame;
+#[path = "../common/link.rs"]
+mod link;
 
 mod agent;
 mod interfaces;

@@ -10,7 +10,7 @@ use blocker::enforce::{Health, xdp};
 use xtask::lab::wait_for;
 
 use crate::{
-    bpf, foreign, frame,
+    bpf, foreign, frame, link,
     stage::{BANNED, SOON, Stage, foreign_program, has_tcx, has_xdp, modes, put},
 };
 
@@ -75,7 +75,7 @@ fn what_others_do_to_a_link_is_said_and_mended() {
         };
         let replace = |pin: &Path| {
             if let Some(pass) = &pass {
-                foreign::replace(pin, pass.as_fd()).unwrap();
+                link::update(&link::open_pin(pin).unwrap(), pass).unwrap();
             }
         };
         let saboteurs: [(&str, Sabotage<'_>, bool); 4] = [

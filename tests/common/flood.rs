@@ -27,6 +27,7 @@ use xtask::lab::{
     agent::{Agent, Backend, remove_pins},
     wait_for,
     wire::Wire,
+    witness,
 };
 
 use super::{frame, link};
@@ -48,21 +49,13 @@ pub(crate) struct Town {
 
 impl Town {
     pub(crate) fn new() -> Self {
-        let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
-        host.link("eth0", &peer, "eth0").unwrap();
-        host.ip("addr add 198.51.100.1/24 dev eth0").unwrap();
-        host.ip("addr add 2001:db8:1::1/64 dev eth0 nodad").unwrap();
-        host.ip("link set eth0 address 02:00:00:00:00:01").unwrap();
-        peer.sysctl("net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
-        for command in [
-            "add table inet witness",
-            "add chain inet witness seen { type filter hook prerouting priority 0; }",
-            "add rule inet witness seen ip saddr 192.0.2.7 counter accept",
-            "add rule inet witness seen ip saddr { 203.0.113.9, 20.1.2.3 } counter",
-            "add rule inet witness seen ip6 saddr 2001:db8:66::9 counter",
-        ] {
-            host.run("nft", &[command]).unwrap();
-        }
+        let (host, peer) = witness::hosts().unwrap();
+        let rules = [
+            "ip saddr 192.0.2.7 counter accept",
+            "ip saddr { 203.0.113.9, 20.1.2.3 } counter",
+            "ip6 saddr 2001:db8:66::9 counter",
+        ];
+        witness::watch(&host, 0, &rules).unwrap();
         let scratch = Scratch::new("flood").unwrap();
         // As the lab's agent has it.
         let pins = PathBuf::from("/sys/fs/bpf").join(scratch.path().file_name().unwrap());
@@ -71,13 +64,8 @@ impl Town {
 
     /// Honest packets that arrived, and those of banned sources.
     pub(crate) fn arrived(&self) -> (u64, u64) {
-        let text = self.host.run("nft", &["list", "chain", "inet", "witness", "seen"]).unwrap();
-        let counts: Vec<u64> = text
-            .split("counter packets ")
-            .skip(1)
-            .map(|rest| rest.split(' ').next().unwrap().parse().unwrap())
-            .collect();
-        let [honest, v4, v6] = counts[..] else { panic!("{text}") };
+        let counts = witness::seen(&self.host).unwrap();
+        let [honest, v4, v6] = counts[..] else { panic!("{counts:?}") };
         (honest, v4 + v6)
     }
 

@@ -1,19 +1,16 @@
-//! What other programs do to links: attach one of their own, detach ours, or put their program into ours. Raw bpf(2), so
-//! that nothing of blocker is asked whether it works.
+//! What other programs do to links: attach one of their own, or detach ours. Raw bpf(2), so that nothing of blocker is
+//! asked whether it works.
 
 use std::{
     ffi::CString,
     io,
-    os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     path::Path,
 };
 
-const BPF_OBJ_GET: libc::c_int = 7;
+use super::link::open_pin;
+
 const BPF_LINK_CREATE: libc::c_int = 28;
-const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -68,26 +65,9 @@ pub(crate) fn classifier(verdict: i32, name: &str) -> OwnedFd {
 
 /// Detaches a pinned link by force.
 pub(crate) fn detach(pin: &Path) -> io::Result<()> {
-    let link = open(pin)?;
+    let link = open_pin(pin)?;
     // SAFETY: the attribute is this command's: the link.
     unsafe { bpf(BPF_LINK_DETACH, &[u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?]) }.map(drop)
-}
-
-/// Puts a program into a pinned link.
-pub(crate) fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
-    let link = open(pin)?;
-    let attr = [u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?, number(program), 0, 0];
-    // SAFETY: the attribute is this command's: link, new program, flags, old program.
-    unsafe { bpf(BPF_LINK_UPDATE, &attr) }.map(drop)
-}
-
-fn open(pin: &Path) -> io::Result<OwnedFd> {
-    let pin = CString::new(pin.as_os_str().as_bytes())?;
-    let attr = [pin.as_ptr() as u64, 0];
-    // SAFETY: the attribute is this command's: the path, which outlives the call, and two zeros.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &attr) }?;
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn number(fd: BorrowedFd<'_>) -> u32 {

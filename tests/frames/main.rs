@@ -14,7 +14,7 @@ use blocker::{
     enforce::{Enforcer, Keep, nft::Nft, xdp},
     net::Prefix,
 };
-use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for, wire::Wire};
+use xtask::lab::{Netns, Scratch, agent::remove_pins, missing, skipped, wait_for, wire::Wire, witness};
 
 #[path = "../common/bpf.rs"]
 #[expect(dead_code, reason = "the benchmark uses the rest")]
@@ -74,13 +74,7 @@ impl Stage {
             skipped(test, &reason);
             return None;
         }
-        let (host, peer) = (Netns::new("host").unwrap(), Netns::new("peer").unwrap());
-        host.link("eth0", &peer, "eth0").unwrap();
-        host.ip("addr add 198.51.100.1/24 dev eth0").unwrap();
-        host.ip("addr add 2001:db8:1::1/64 dev eth0 nodad").unwrap();
-        host.ip("link set eth0 address 02:00:00:00:00:01").unwrap();
-        // It says nothing by itself.
-        peer.sysctl("net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
+        let (host, peer) = witness::hosts().unwrap();
         let scratch = Scratch::new("frames").unwrap();
         let pins = PathBuf::from("/sys/fs/bpf").join(scratch.path().file_name().unwrap());
         Some(Self { host, peer, pins, _scratch: scratch })
@@ -152,20 +146,13 @@ impl<'a> Judge<'a> {
     fn new(stage: &'a Stage) -> Self {
         let mut nft = stage.host.enter(|| Nft::open(100)).unwrap();
         nft.apply(&changes(), now()).unwrap();
-        for command in [
-            "add table inet probe",
-            "add chain inet probe seen { type filter hook prerouting priority -500; }",
-            "add rule inet probe seen iifname eth0 counter",
-        ] {
-            stage.host.run("nft", &[command]).unwrap();
-        }
+        witness::watch(&stage.host, -500, &["iifname eth0 counter"]).unwrap();
         Self { stage, wire: Wire::new(&stage.peer, "eth0").unwrap(), nft, sentinels: 0 }
     }
 
     fn totals(&mut self) -> Seen {
-        let text = self.stage.host.run("nft", &["list", "chain", "inet", "probe", "seen"]).unwrap();
-        let judged = text.split("counter packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-        Seen { judged: judged.parse().unwrap(), dropped: self.nft.counters().unwrap().packets }
+        let judged = witness::seen(&self.stage.host).unwrap()[0];
+        Seen { judged, dropped: self.nft.counters().unwrap().packets }
     }
 
     /// Sends frames and says what became of them. Behind them goes one whose ban counts it: the queue is in order.

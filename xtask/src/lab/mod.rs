@@ -26,6 +26,7 @@ pub mod lan;
 pub mod probe;
 pub mod site;
 pub mod wire;
+pub mod witness;
 
 /// Where `ip netns` keeps its namespaces (ip-netns(8)).
 const NETNS_DIR: &str = "/run/netns";
