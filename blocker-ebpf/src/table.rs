@@ -11,7 +11,7 @@
 use crate::packet::Source;
 
 /// The version of this layout. Pinned maps of another version are not adopted.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 /// Fingerprints, a bucket to an element.
 pub const SLOTS: &str = "SLOTS";
@@ -23,7 +23,8 @@ pub const META: &str = "META";
 pub const KEYS: &str = "KEYS";
 /// The first 64 bits of IPv6 prefixes longer than that, by their fingerprint: all else can be had from the fingerprint.
 pub const HIGHS: &str = "HIGHS";
-/// A bit for every IPv4 /24, then one for every hash of an IPv6 /48: not set where no source is banned.
+/// A bit for every IPv4 /24, then those of IPv6, by hashes: of the /48 around a ban, of the /32 around or inside a wider
+/// one. Not set where no source is banned.
 pub const PREFILTER: &str = "PREFILTER";
 /// What the writer tells the program: [`StateWords`].
 pub const TABLE: &str = "TABLE";
@@ -68,10 +69,10 @@ pub const ONE_PACKET: u64 = 1 << 32;
 
 /// Words of [`PREFILTER`] for each family.
 pub const PREFILTER_WORDS: u32 = 1 << 18;
-/// IPv4 bans shorter than this set [`SKIP_V4`] instead of bits.
-pub const PREFILTER_V4_MIN: u8 = 8;
+/// IPv6 bans shorter than this are marked by their /32, or those inside them, and set [`WIDE_V6`].
+pub const PREFILTER_V6_NARROW: u8 = 48;
 /// IPv6 bans shorter than this set [`SKIP_V6`] instead of bits.
-pub const PREFILTER_V6_MIN: u8 = 48;
+pub const PREFILTER_V6_MIN: u8 = 16;
 
 /// Lengths in a word of a list of lengths.
 pub const LENGTHS_PER_WORD: usize = 8;
@@ -84,7 +85,7 @@ pub const LENGTHS_V6_WORDS: usize = 17;
 
 /// The one element of [`TABLE`].
 pub const STATE_WORDS: usize = 32;
-/// Which families' prefilter is not to be believed.
+/// How the prefilter is to be asked.
 pub const FLAGS: usize = 0;
 /// Lengths in use, longest first: one more than the length in a byte, the first in the lowest; 0 ends the list.
 pub const LENGTHS_V4: usize = 1;
@@ -99,8 +100,8 @@ pub const SEED_WORD: usize = JIFFIES + 2;
 /// Nanoseconds that the machine had slept when ends were last corrected for it.
 pub const SLEPT_WORD: usize = JIFFIES + 3;
 
-/// In [`FLAGS`]: an IPv4 ban is too wide for the prefilter.
-pub const SKIP_V4: u64 = 1;
+/// In [`FLAGS`]: there are IPv6 bans that are marked by a /32.
+pub const WIDE_V6: u64 = 1;
 /// In [`FLAGS`]: an IPv6 ban is too wide for the prefilter.
 pub const SKIP_V6: u64 = 2;
 
@@ -273,6 +274,12 @@ pub const fn prefilter_v6(high: u64, seed: u64) -> u32 {
     (PREFILTER_WORDS * 64) + (mix((high >> 16) ^ !seed) >> 40) as u32
 }
 
+/// The bit of the /32 whose first 32 bits these are, among those of both families.
+#[inline(always)]
+pub const fn prefilter_v6_wide(network: u32, seed: u64) -> u32 {
+    (PREFILTER_WORDS * 64) + (mix(network as u64 ^ seed.rotate_left(32)) >> 40) as u32
+}
+
 /// Some words, each read whole.
 pub trait Words {
     /// The word at `index`, which must be one of them.
@@ -342,7 +349,7 @@ fn find_v4<T: Table>(table: &T, params: Params, address: u32) -> Option<Place> {
     if state.word(LENGTHS_V4) == 0 {
         return None;
     }
-    if state.word(FLAGS) & SKIP_V4 == 0 && !is_marked(table, prefilter_v4(address))? {
+    if !is_marked(table, prefilter_v4(address))? {
         return None;
     }
     find_by::<T, LENGTHS_V4, LENGTHS_V4_WORDS>(table, params, Address::V4(address), &state)
@@ -354,7 +361,7 @@ fn find_v6<T: Table>(table: &T, params: Params, high: u64, low: u64) -> Option<P
     if state.word(LENGTHS_V6) == 0 {
         return None;
     }
-    if state.word(FLAGS) & SKIP_V6 == 0 && !is_marked(table, prefilter_v6(high, params.seed))? {
+    if !may_be_banned_v6(table, state.word(FLAGS), params.seed, high)? {
         return None;
     }
     find_by::<T, LENGTHS_V6, LENGTHS_V6_WORDS>(table, params, Address::V6(high, low), &state)
@@ -401,6 +408,18 @@ pub fn search<T: Table>(table: &T, params: Params, address: Address, mut lengths
         }
     }
     Said::Nothing
+}
+
+/// Whether the prefilter says nothing against a ban of an address with this first half.
+#[inline(always)]
+pub fn may_be_banned_v6<T: Table>(table: &T, flags: u64, seed: u64, high: u64) -> Option<bool> {
+    if flags & SKIP_V6 != 0 || is_marked(table, prefilter_v6(high, seed))? {
+        return Some(true);
+    }
+    if flags & WIDE_V6 == 0 {
+        return Some(false);
+    }
+    is_marked(table, prefilter_v6_wide((high >> 32) as u32, seed))
 }
 
 #[inline(always)]

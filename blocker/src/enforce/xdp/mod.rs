@@ -553,7 +553,7 @@ impl Enforcer for Xdp {
 
     fn notes(&self) -> Vec<String> {
         let of_maps = match &self.bans {
-            Bans::Buckets(_) => None,
+            Bans::Buckets(table) => table.note(),
             Bans::Hash(hash) => hash.note(),
         };
         let waits = || {

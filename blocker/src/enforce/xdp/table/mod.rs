@@ -45,6 +45,7 @@ use crate::net::Prefix;
 
 #[cfg(test)]
 mod model;
+mod prefilter;
 #[expect(unsafe_code, reason = "mmap(2) of maps, which the library does not offer")]
 mod window;
 mod writer;
@@ -478,6 +479,11 @@ impl Buckets {
         self.writer.flush(&mut self.maps);
         self.carried.clear();
         self.maps.check()
+    }
+
+    /// Which bound makes honest packets slower, where one does.
+    pub(super) fn note(&self) -> Option<String> {
+        self.writer.note()
     }
 
     pub(super) fn allowed(&self) -> Vec<Prefix> {

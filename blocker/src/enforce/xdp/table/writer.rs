@@ -15,8 +15,7 @@
 //! * *A list of lengths* that fits one word changes by one store. A longer one only grows, last word first, so that a
 //!   length that moves is seen twice rather than not at all; it shrinks when the table is made anew.
 //! * *Displace*: as an insert in another slot of a neighbour's search, then a tombstone where it was.
-//! * *Prefilter bits* are only ever set one by one; stale ones cost time and are cleared by writing each word as it
-//!   should be, once enough bans are gone.
+//! * *Prefilter*: bits and flags of a ban are set before the fingerprint and are cleared after it ([`super::prefilter`]).
 //! * *Rehash*: into other maps, which a program reads only once they are complete; its place is taken atomically.
 //!
 //! So a ban that stands throughout a reader's run is seen by it. A reader that begins before a wider ban is made and is
@@ -30,10 +29,10 @@ use std::{array, collections::BTreeSet, net::IpAddr};
 
 use blocker_ebpf::table::{
     BUCKET_SLOTS, EMPTY, FLAGS, FOREVER, Key, LENGTHS_PER_WORD, LENGTHS_V4, LENGTHS_V4_WORDS, LENGTHS_V6,
-    LENGTHS_V6_WORDS, PASSES, PREFILTER_V4_MIN, PREFILTER_V6_MIN, PREFILTER_WORDS, PROBES_MAX, SKIP_V4,
-    SKIP_V6, TOMBSTONE, code_v6, elements, home, prefilter_v4, prefilter_v6,
+    LENGTHS_V6_WORDS, PASSES, PROBES_MAX, TOMBSTONE, code_v6, elements, home,
 };
 
+use super::prefilter::Prefilter;
 use crate::{allowlist::PrefixSet, net::Prefix};
 
 /// A word, or half of one, of the table's maps.
@@ -93,9 +92,6 @@ impl Entry {
     }
 }
 
-/// Bits that no ban needs before the prefilter is written anew, beside as many as there are bans.
-const STALE_MIN: usize = 4_096;
-
 /// What is known of a table beside its words; all of it can be had from them.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -106,16 +102,13 @@ pub(super) struct Writer {
     allowed: PrefixSet,
     v4: Lengths,
     v6: Lengths,
-    /// Bans removed since the prefilter was right.
-    stale: usize,
+    prefilter: Prefilter,
 }
 
 /// How many entries of each length, and the list as readers see it.
 #[derive(Debug)]
 struct Lengths {
     counts: Vec<u32>,
-    /// How many of them are bans that the prefilter cannot hold.
-    wide: u32,
     /// What the list holds: all in use and perhaps some that were.
     listed: BTreeSet<u8>,
     at: usize,
@@ -124,7 +117,7 @@ struct Lengths {
 
 impl Lengths {
     fn new(length_max: usize, at: usize, words: usize) -> Self {
-        Self { counts: vec![0; length_max + 1], wide: 0, listed: BTreeSet::new(), at, words }
+        Self { counts: vec![0; length_max + 1], listed: BTreeSet::new(), at, words }
     }
 
     fn is_used(&self, length: u8) -> bool {
@@ -233,7 +226,7 @@ impl Writer {
             allowed: PrefixSet::default(),
             v4: Lengths::new(32, LENGTHS_V4, LENGTHS_V4_WORDS),
             v6: Lengths::new(128, LENGTHS_V6, LENGTHS_V6_WORDS),
-            stale: 0,
+            prefilter: Prefilter::new(seed, 0),
         }
     }
 
@@ -244,6 +237,7 @@ impl Writer {
 
     pub(super) fn adopt(memory: &mut impl Memory, seed: u64, buckets: u32, bans_max: usize) -> Self {
         let mut this = Self::new(seed, buckets, bans_max);
+        this.prefilter = Prefilter::new(seed, memory.load(At::State(FLAGS)));
         for lengths in [&mut this.v4, &mut this.v6] {
             for index in 0..lengths.words {
                 let word = memory.load(At::State(lengths.at + index)).to_le_bytes();
@@ -265,8 +259,9 @@ impl Writer {
         let allowed = this.allowed();
         if this.settle(memory, &allowed).is_err() {
             // There is always room for what lies there already, in the slot it frees.
-            this.stale = usize::MAX;
+            this.prefilter.doubt();
         }
+        this.prefilter.counted(memory);
         this
     }
 
@@ -286,6 +281,10 @@ impl Writer {
         self.allowed.iter().collect()
     }
 
+    pub(super) fn note(&self) -> Option<String> {
+        self.prefilter.note()
+    }
+
     /// A ban of this prefix will be made soon.
     pub(super) fn expect(&self, memory: &mut impl Memory, prefix: Prefix) {
         let first = home(fingerprint(prefix, self.seed, false), self.buckets) as usize * BUCKET_SLOTS;
@@ -293,8 +292,8 @@ impl Writer {
         // Two cache lines at most.
         memory.expect(At::End(first));
         memory.expect(At::Code(first + BUCKET_SLOTS - 1));
-        if let Some(bits) = marks(prefix, self.seed) {
-            memory.expect(At::Prefilter(*bits.start() as usize / 64));
+        if let Some(word) = self.prefilter.first_word(prefix) {
+            memory.expect(At::Prefilter(word));
         }
     }
 
@@ -470,7 +469,7 @@ impl Writer {
                 self.uncount(memory, entry.prefix, true);
             }
         }
-        if self.stale > self.bans.max(STALE_MIN) {
+        if self.prefilter.is_due(self.bans) {
             self.mark_anew(memory);
         }
     }
@@ -614,13 +613,7 @@ impl Writer {
             return;
         }
         self.bans += 1;
-        match marks(prefix, self.seed) {
-            Some(bits) => set(memory, bits),
-            None => {
-                self.lengths(prefix).wide += 1;
-                self.publish_flags(memory);
-            }
-        }
+        self.prefilter.add(memory, prefix);
     }
 
     /// An entry was removed.
@@ -630,42 +623,22 @@ impl Writer {
             return;
         }
         self.bans = self.bans.saturating_sub(1);
-        self.stale = self.stale.saturating_add(1);
-        if marks(prefix, self.seed).is_none() {
-            let lengths = self.lengths(prefix);
-            lengths.wide = lengths.wide.saturating_sub(1);
-            self.publish_flags(memory);
-        }
+        self.prefilter.remove(memory, prefix);
     }
 
     fn lengths(&mut self, prefix: Prefix) -> &mut Lengths {
         if prefix.address().is_ipv4() { &mut self.v4 } else { &mut self.v6 }
     }
 
-    fn publish_flags(&self, memory: &mut impl Memory) {
-        let v4 = if self.v4.wide > 0 { SKIP_V4 } else { 0 };
-        let v6 = if self.v6.wide > 0 { SKIP_V6 } else { 0 };
-        memory.store(At::State(FLAGS), v4 | v6);
+    /// Writes the prefilter as the bans there are want it.
+    fn mark_anew(&mut self, memory: &mut impl Memory) {
+        let entries = self.scan(memory);
+        self.prefilter.renew(memory, entries.iter().filter(|entry| entry.is_ban()).map(|entry| entry.prefix));
     }
 
-    /// Writes each word of the prefilter as the bans there are want it.
-    fn mark_anew(&mut self, memory: &mut impl Memory) {
-        let mut words = vec![0_u64; 2 * PREFILTER_WORDS as usize];
-        for entry in self.scan(memory) {
-            if entry.is_ban() {
-                for bit in marks(entry.prefix, self.seed).into_iter().flatten() {
-                    if let Some(word) = words.get_mut(bit as usize / 64) {
-                        *word |= 1 << (bit % 64);
-                    }
-                }
-            }
-        }
-        for (index, word) in words.into_iter().enumerate() {
-            if memory.load(At::Prefilter(index)) != word {
-                memory.store(At::Prefilter(index), word);
-            }
-        }
-        self.stale = 0;
+    #[cfg(test)]
+    pub(super) fn set_expanded_max(&mut self, bits: u64) {
+        self.prefilter.set_expanded_max(bits);
     }
 }
 
@@ -699,34 +672,4 @@ enum Located {
     /// It is nowhere, and may lie here.
     Free(usize),
     NoRoom,
-}
-
-/// The prefilter's bits for a ban; `None` where it is too wide for them.
-fn marks(prefix: Prefix, seed: u64) -> Option<std::ops::RangeInclusive<u32>> {
-    let length = prefix.length();
-    match prefix.address() {
-        IpAddr::V4(_) if length < PREFILTER_V4_MIN => None,
-        IpAddr::V4(address) => {
-            let first = prefilter_v4(address.to_bits());
-            Some(first..=first + ((1 << 24_u8.saturating_sub(length)) - 1))
-        }
-        IpAddr::V6(_) if length < PREFILTER_V6_MIN => None,
-        IpAddr::V6(address) => {
-            let bit = prefilter_v6((address.to_bits() >> 64) as u64, seed);
-            Some(bit..=bit)
-        }
-    }
-}
-
-fn set(memory: &mut impl Memory, bits: std::ops::RangeInclusive<u32>) {
-    for index in bits.start() / 64..=bits.end() / 64 {
-        let first = (*bits.start()).max(index * 64) % 64;
-        let last = (*bits.end()).min(index * 64 + 63) % 64;
-        let mask = u64::MAX << first & u64::MAX >> (63 - last);
-        let at = At::Prefilter(index as usize);
-        let word = memory.load(at);
-        if word & mask != mask {
-            memory.store(at, word | mask);
-        }
-    }
 }
