@@ -18,6 +18,7 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use xtask::lab::{
     Netns, Scratch,
     agent::{Agent, Backend},
+    kernel,
     lan::{HOST_V4, HOST_V6, Lan},
     missing, skipped, wait_for,
 };
@@ -43,7 +44,7 @@ impl Connection {
         let client = client.enter(|| TcpStream::connect_timeout(&to, SOON)).unwrap();
         let (server, _) = listener.accept().unwrap();
         for end in [&server, &client] {
-            end.set_read_timeout(Some(SOON)).unwrap();
+            end.set_read_timeout(Some(kernel::patience(SOON))).unwrap();
         }
         Self { server, client }
     }

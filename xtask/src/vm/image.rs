@@ -29,6 +29,8 @@ const XDP_OBJECTS: &str = "/usr/lib/x86_64-linux-gnu/bpf";
 #[derive(Debug)]
 pub(super) struct Tested {
     pub(super) suites: BTreeMap<String, PathBuf>,
+    /// Of these suites, only these tests.
+    pub(super) only: BTreeMap<String, Vec<String>>,
     pub(super) agent: PathBuf,
 }
 
@@ -54,6 +56,10 @@ pub(super) fn write(to: &Path, tested: &Tested, kernel: &KernelFiles, tools: &To
     guest.archive.file(Path::new("/agent-path"), 0o644, tested.agent.as_os_str().as_bytes())?;
     for (name, binary) in &tested.suites {
         guest.stripped(binary, &Path::new("/suites").join(name))?;
+        if let Some(tests) = tested.only.get(name) {
+            let words = format!("--exact {}", tests.join(" "));
+            guest.archive.file(&Path::new("/only").join(name), 0o644, words.as_bytes())?;
+        }
     }
     let left_out = LEFT_OUT.map(|test| format!("--skip {test}")).join(" ");
     guest.archive.file(Path::new("/left-out"), 0o644, left_out.as_bytes())?;

@@ -5,7 +5,7 @@
 //! passed nor failed. Guests have no network device.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File},
     path::PathBuf,
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build,
-    lab::{self, shown},
+    lab::{self, run as run_command, shown},
     setup, workspace,
 };
 
@@ -28,10 +28,9 @@ mod packages;
 mod report;
 mod transcript;
 
-use machine::{Processors, Work};
 pub use packages::missing;
 pub use report::Tally;
-use transcript::Transcript;
+use transcript::{Transcript, last_part};
 
 /// The kernel of a Debian release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -86,15 +85,17 @@ const SUITES: [&str; 11] = [
     "gap",
 ];
 
-/// Of these, those that rewrite the kernel's code thousands of times, which takes a machine of their own.
-const REWRITING: [&str; 1] = ["gap"];
-
 /// Tests that take minutes where a processor is emulated and say nothing about its kernel.
 const LEFT_OUT: [&str; 3] = [
     "many_bans_are_spread_over_sets_that_a_later_agent_finds",
     "a_million_and_five_million_bans_are_in_force_and_only_they",
     "after_every_batch_the_program_drops_what_a_plain_set_says",
 ];
+
+/// The kernel that `cargo xtask test` boots, and a suite that is run in it whole; beside that, the tests for which the
+/// machine's own kernel has not what they need.
+pub const OF_TESTS: Kernel = Kernel::Trixie;
+const SUITE_OF_TESTS: &str = "frames";
 
 /// One start of the agent in a guest, to see what it makes of the kernel.
 struct Trial {
@@ -150,10 +151,11 @@ pub fn run(kernels: &[Kernel], suites: &[String]) -> Result<()> {
     let suites: Vec<&str> = suites.iter().map(String::as_str).collect();
     setup::ensure(&[setup::Need::CLibraries, setup::Need::Bpf, setup::Need::Lab])?;
     build::object()?;
+    println!("left out, since the processor is emulated: {}", LEFT_OUT.join(", "));
     let (mut failed, mut summary) = (Vec::new(), Vec::new());
     for kernel in if kernels.is_empty() { &KERNELS } else { kernels } {
-        let booted =
-            prepare(*kernel).and_then(|()| boot(*kernel, if suites.is_empty() { &SUITES } else { &suites }));
+        let suites = if suites.is_empty() { SUITES.as_slice() } else { &suites };
+        let booted = prepare(*kernel).and_then(|()| boot(*kernel, &built(suites)?));
         let (is_good, line) = match booted {
             Ok(tally) => (tally.counts.failed == 0, tally.shown()),
             Err(error) => (false, format!("{error:#}")),
@@ -168,48 +170,57 @@ pub fn run(kernels: &[Kernel], suites: &[String]) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { bail!("failed on {}", failed.join(", ")) }
 }
 
-/// Boots one kernel, prints what came of it, and counts it.
+/// Boots [`OF_TESTS`] with what `cargo xtask test` runs there: among it those tests that were left out on this kernel.
 ///
 /// # Errors
-/// When it cannot be had or booted.
-pub fn boot(kernel: Kernel, suites: &[&str]) -> Result<Tally> {
+/// When something cannot be built or started.
+pub fn with_left_out(left_out: &BTreeSet<String>) -> Result<Tally> {
+    let mut tested = built(&SUITES)?;
+    for (name, binary) in &tested.suites {
+        let list = run_command(Command::new(binary).args(["--list", "--format", "terse"]))?;
+        let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        let tests = tests.filter(|test| left_out.contains(last_part(test))).map(str::to_owned).collect();
+        tested.only.insert(name.clone(), tests);
+    }
+    tested.only.remove(SUITE_OF_TESTS);
+    tested.only.retain(|name, tests| {
+        let is_wanted = !tests.is_empty();
+        if !is_wanted {
+            tested.suites.remove(name);
+        }
+        is_wanted
+    });
+    boot(OF_TESTS, &tested)
+}
+
+/// Boots one kernel, prints what came of it, and counts it.
+fn boot(kernel: Kernel, tested: &image::Tested) -> Result<Tally> {
     let began = Instant::now();
     let tools = packages::tools()?;
     let files = packages::kernel(kernel, &tools)?;
-    let tested = built(suites)?;
-    let compiled = began.elapsed();
     let (logs, scratch) = (workspace().join("target/vm"), lab::Scratch::new("vm")?);
     fs::create_dir_all(&logs)?;
     let archive = scratch.join("initramfs");
-    image::write(&archive, &tested, &files, &tools)?;
+    image::write(&archive, tested, &files, &tools)?;
     let packed = began.elapsed();
     println!("\n{kernel}: {}", files.version);
     let (console, log) = (logs.join(format!("{kernel}.console")), logs.join(format!("{kernel}.log")));
     let (mut transcript, mut log_file) = (Transcript::default(), File::create(&log)?);
-    let (rewriting, others): (Vec<&str>, Vec<&str>) =
-        suites.iter().partition(|suite| REWRITING.contains(suite));
-    let mut works = vec![Work { processors: Processors::AtOnce, suites: &others, trials: true }];
-    if !rewriting.is_empty() {
-        works.push(Work { processors: Processors::InTurn, suites: &rewriting, trials: false });
-    }
-    let mut cut_off = 0;
-    for work in &works {
-        let ended = machine::run(&files, &archive, &tools, work, &mut transcript, (&console, &mut log_file));
-        if let Err(error) = ended {
-            println!("  FAILED: {error:#}");
-            cut_off += usize::from(transcript.unfinished().is_none());
-        }
-    }
+    let console_and_log = (console.as_path(), &mut log_file);
+    let suites: Vec<&str> = tested.suites.keys().map(String::as_str).collect();
+    let ended = machine::run(&files, &archive, &tools, &suites, &mut transcript, console_and_log);
     let mut tally = report::rest(&transcript, &log);
-    tally.counts.failed += cut_off;
+    if let Err(error) = ended {
+        println!("  FAILED: {error:#}");
+        // Where it ended in a suite, that one has failed.
+        tally.counts.failed += usize::from(transcript.unfinished().is_none());
+    }
     println!(
-        "{kernel}: {} in {} s: {} compiling, {} packing, {} booting; left out, since the processor is emulated: {}",
+        "{kernel}: {} in {} s, of it {} packing and {} booting",
         tally.shown(),
         began.elapsed().as_secs(),
-        compiled.as_secs(),
-        (packed - compiled).as_secs(),
-        transcript.boot_seconds,
-        LEFT_OUT.join(", ")
+        packed.as_secs(),
+        transcript.boot_seconds
     );
     Ok(tally)
 }
@@ -242,5 +253,6 @@ fn built(suites: &[&str]) -> Result<image::Tested> {
     let wanted =
         |name: &str| found.get(name).cloned().with_context(|| format!("{} built no {name}", shown(&command)));
     let suites = suites.iter().map(|suite| Ok(((*suite).to_owned(), wanted(suite)?)));
-    Ok(image::Tested { suites: suites.collect::<Result<_>>()?, agent: wanted("blocker")? })
+    let (only, agent) = (BTreeMap::new(), wanted("blocker")?);
+    Ok(image::Tested { suites: suites.collect::<Result<_>>()?, only, agent })
 }

@@ -184,7 +184,7 @@ impl Suite {
     fn skip(&mut self, test: &str) {
         let name = test.split(": ").next().unwrap_or_default();
         let known = self.passed.len();
-        self.passed.retain(|passed| passed != name);
+        self.passed.retain(|passed| last_part(passed) != name);
         if self.passed.len() == known {
             return;
         }
@@ -205,6 +205,11 @@ impl Suite {
     }
 }
 
+/// A test says its name without the module it is in, which libtest puts before it.
+pub(super) fn last_part(test: &str) -> &str {
+    test.rsplit("::").next().unwrap_or(test)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,7 +223,7 @@ running 5 tests
 test one ... ok
 test two ... FAILED
 test three ... ok
-test four ... ok
+test inside::four ... ok
 test five ... ok
 why it failed
 test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.08s
