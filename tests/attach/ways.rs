@@ -77,7 +77,8 @@ fn where_no_mode_is_to_be_had_nothing_is_attached_and_it_is_said_why() {
     let why = stage.try_open().unwrap_err();
     println!("{why}");
     assert!(
-        why.contains("attach to eth0") && why.contains("no native") && why.contains("no generic"),
+        why.starts_with("attach to eth0: no native and no generic, since another program (id ")
+            && why.ends_with("; XDP is tried again at the next start"),
         "{why}"
     );
     assert!(!has_xdp(&stage.host, "eth1"), "what was attached before the refusal is let go");
@@ -107,7 +108,12 @@ fn devices_without_native_xdp_are_guarded_all_the_same() {
         stage.open();
         println!("{}", stage.notes());
         assert_eq!(stage.attached(), [format!("mac0: {}", mode.name())]);
-        assert!(stage.notes().contains("its driver (macvlan) has no native XDP"), "{}", stage.notes());
+        let notes = stage.notes();
+        let why = "its driver (macvlan) has no native XDP; that of the interface below it may have";
+        assert!(notes.contains(why), "{notes}");
+        let is_unasked =
+            notes.starts_with("mac0 is generic: no tcx, since `[enforce] modes` does not name it; ");
+        assert_eq!(is_unasked, mode == xdp::Mode::Generic, "{notes}");
         let to_it = |source| {
             let mut frame = frame::tcp(source);
             frame[5] = 0x0a;
@@ -133,7 +139,13 @@ fn packets_without_an_ethernet_header_are_dropped_by_their_source() {
     stage.open();
     println!("{}", stage.notes());
     assert_eq!(stage.attached(), ["tun0: tcx"]);
-    assert!(stage.notes().contains("no Ethernet header"), "{}", stage.notes());
+    assert!(
+        stage
+            .notes()
+            .contains("no Ethernet header, which XDP counts on; for such an interface TCX is the best"),
+        "{}",
+        stage.notes()
+    );
     let before = stage.dropped();
     for source in
         [BANNED, HONEST, "2001:db8:66::1", "2001:db8:67::1"].map(|text| text.parse::<IpAddr>().unwrap())

@@ -320,7 +320,11 @@ impl Xdp {
         };
         let mut bans = match load(layout) {
             Err(error) if layout == Layout::Buckets => {
-                reason = format!("hash maps, because the bucket table was refused: {error}");
+                let help = match error.cause.contains("erifier") {
+                    true => "; a newer kernel takes it (Linux 6.12 does)",
+                    false => "",
+                };
+                reason = format!("hash maps, because the bucket table was refused: {error}{help}");
                 layout = Layout::Hash;
                 load(layout)?
             }

@@ -9,6 +9,7 @@ use super::{
     super::{
         dispatcher,
         link::{Hook, Link},
+        order,
         programs::{Kind, Loaded, Programs},
         rtnl::Interface,
         select::{self, LinkLayer},
@@ -25,28 +26,50 @@ pub(super) fn climb(
     interface: &Interface,
     programs: &mut Programs<'_>,
 ) -> Result<Attachment, String> {
-    let mut why: Vec<String> = Vec::new();
+    let mut why = WhyNot::default();
     // Where nothing is attached there is nothing to join.
     let is_open = |mode: &&Mode| **mode != Mode::Dispatcher || interface.program.is_some();
     for mode in modes.iter().filter(is_open) {
         match attach(*mode, pins, interface, programs) {
             Ok(attachment) => {
-                let reason = match (why.is_empty(), &attachment.reason) {
-                    (true, of_program) => of_program.clone(),
-                    (false, of_program) => {
-                        let why = reason(&interface.name, *mode, &why.join("; "));
+                let reason = match (why.text(), &attachment.reason) {
+                    (why, of_program) if why.is_empty() => of_program.clone(),
+                    (why, of_program) => {
+                        let why = reason(&interface.name, *mode, &why);
                         if of_program.is_empty() { why } else { format!("{why}; {of_program}") }
                     }
                 };
                 return Ok(Attachment { reason, ..attachment });
             }
-            Err(cause) => why.push(format!("no {}, since {cause}", mode.name())),
+            Err(cause) => why.not(*mode, cause),
         }
     }
-    if why.is_empty() {
-        why.push("`[enforce] modes` allows none".to_owned());
+    match why.text() {
+        text if text.is_empty() => Err("`[enforce] modes` allows none".to_owned()),
+        text => Err(text),
     }
-    Err(why.join("; "))
+}
+
+/// Why modes were not to be had, those of one cause together.
+#[derive(Debug, Default)]
+struct WhyNot(Vec<(Vec<Mode>, String)>);
+
+impl WhyNot {
+    fn not(&mut self, mode: Mode, cause: String) {
+        match self.0.iter_mut().find(|(_, known)| *known == cause) {
+            Some((modes, _)) => modes.push(mode),
+            None => self.0.push((vec![mode], cause)),
+        }
+    }
+
+    /// `no native and no generic, since ..; no tcx, since ..`; nothing where nothing was refused.
+    fn text(&self) -> String {
+        let causes = self.0.iter().map(|(modes, cause)| {
+            let modes: Vec<String> = modes.iter().map(|mode| format!("no {}", mode.name())).collect();
+            format!("{}, since {cause}", modes.join(" and "))
+        });
+        causes.collect::<Vec<_>>().join("; ")
+    }
 }
 
 pub(super) fn reason(name: &str, mode: Mode, why: &str) -> String {
@@ -92,9 +115,10 @@ fn kind(interface: &Interface, mode: Mode) -> Result<Kind, String> {
         (Some(LinkLayer::Ethernet), Mode::Native | Mode::Dispatcher | Mode::Generic) => Ok(Kind::Xdp),
         (Some(LinkLayer::Ethernet), Mode::Tcx) => Ok(Kind::Tcx),
         (Some(LinkLayer::Bare), Mode::Tcx) => Ok(Kind::TcxBare),
-        (Some(LinkLayer::Bare), _) => {
-            Err("its packets have no Ethernet header, which XDP counts on".to_owned())
-        }
+        (Some(LinkLayer::Bare), _) => Err(
+            "its packets have no Ethernet header, which XDP counts on; for such an interface TCX is the best"
+                .to_owned(),
+        ),
         (None, _) => Err(format!(
             "its packets have headers of link type {} before them, which no program here reads",
             interface.link_layer
@@ -156,22 +180,27 @@ fn cause(mode: Mode, error: &io::Error, pins: &Path, interface: &Interface) -> S
         (Mode::Native | Mode::Generic, Some(libc::EBUSY | libc::EEXIST)) => {
             let which = interface.program.map_or_else(
                 || "a program of an interface above it".to_owned(),
-                |id| format!("another program (id {id})"),
+                |id| {
+                    let name = order::name(id).map_or_else(String::new, |name| format!(", {name}"));
+                    format!("another program (id {id}{name})")
+                },
             );
-            format!(
-                "{which} is attached by XDP and is not replaced; once it is detached, this is tried again"
-            )
+            format!("{which} is attached by XDP and is not replaced; it would have to be detached")
         }
         (Mode::Native, Some(libc::EOPNOTSUPP)) => {
             let kind = if interface.kind.is_empty() { "network card" } else { &interface.kind };
-            format!("its driver ({kind}) has no native XDP")
+            let help = match interface.lower {
+                Some(_) => "that of the interface below it may have: name that one in `[enforce] interfaces`",
+                None => "that of a newer kernel may have",
+            };
+            format!("its driver ({kind}) has no native XDP; {help}")
         }
         (Mode::Tcx, _) if !at_least(6, 6) => "this kernel has no TCX (6.6 and later have)".to_owned(),
         (Mode::Native | Mode::Generic, _) if !at_least(5, 9) => {
             "this kernel has no links for XDP (5.9 and later have)".to_owned()
         }
         (Mode::Native, Some(libc::EINVAL | libc::ERANGE)) => format!(
-            "its driver refuses it as the interface is set up, with an MTU of {} ({error})",
+            "its driver refuses it as the interface is set up, with an MTU of {} ({error}); it may take it with a smaller one",
             interface.mtu
         ),
         _ => format!("the kernel refuses it ({error})"),

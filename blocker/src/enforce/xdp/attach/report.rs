@@ -4,7 +4,8 @@
 use super::{
     super::{EnforceError, order, refused},
     Attachments, Mode,
-    held::State,
+    held::{Attachment, State},
+    ladder::reason,
     pins::hint,
 };
 
@@ -17,6 +18,8 @@ impl Attachments {
         let names: Vec<&str> = self.refused.iter().map(|(name, _)| name.as_str()).collect();
         let cause = causes.join("; ");
         let hint = match hint(&cause) {
+            // Then nftables guards the host.
+            "" if self.plan.all => "XDP is tried again at the next start",
             "" => "take it out of `[enforce] interfaces`, or use `backend = \"nftables\"`",
             hint => hint,
         };
@@ -33,8 +36,7 @@ impl Attachments {
 
     /// Why attachments are no better, and why interfaces are left alone.
     pub(in super::super) fn notes(&self) -> Vec<String> {
-        let reasons = self.held.iter().map(|attachment| attachment.reason.clone());
-        let mut notes: Vec<String> = reasons.filter(|reason| !reason.is_empty()).collect();
+        let mut notes: Vec<String> = self.held.iter().filter_map(|held| self.why_no_better(held)).collect();
         notes.extend(self.kept.iter().map(|(name, why)| format!("{name}: {why}")));
         notes.extend(
             self.left.iter().take(LEFT_MAX).map(|(name, why)| format!("{name} is left alone: {why}")),
@@ -52,6 +54,21 @@ impl Attachments {
             notes.push("there is no interface to guard yet; each is guarded as it appears".to_owned());
         }
         notes
+    }
+
+    /// Why a guarded interface has no better mode, and what that would need; nothing for the best.
+    fn why_no_better(&self, held: &Attachment) -> Option<String> {
+        let better = Mode::ALL.iter().take_while(|mode| **mode != held.mode);
+        // There is nothing to choose about a dispatcher: it is there or not.
+        let unasked = better.filter(|mode| **mode != Mode::Dispatcher && !self.plan.modes.contains(mode));
+        let unasked: Vec<String> = unasked.map(|mode| format!("no {}", mode.name())).collect();
+        if unasked.is_empty() {
+            return (!held.reason.is_empty()).then(|| held.reason.clone());
+        }
+        let why = format!("{}, since `[enforce] modes` does not name it", unasked.join(" and "));
+        let more = held.reason.strip_prefix(&reason(&held.name, held.mode, "")).unwrap_or(&held.reason);
+        let why = if more.is_empty() { why } else { format!("{why}; {more}") };
+        Some(reason(&held.name, held.mode, &why))
     }
 
     /// What is not as it is meant to be, looked at now.

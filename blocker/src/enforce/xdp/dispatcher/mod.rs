@@ -85,6 +85,12 @@ fn is_ours(name: &str) -> bool {
 /// Puts our program into the dispatcher on an interface, in the place of what we have in it already; its id. It is
 /// pinned at `marker` too, which says that there is something to [`leave`].
 pub(super) fn join(index: u32, marker: &Path, programs: &mut Programs<'_>) -> Because<u32> {
+    if !root().exists() {
+        return Err(format!(
+            "the program there is none of libxdp's, which has pinned nothing in {}",
+            root().display()
+        ));
+    }
     for _ in 0..ATTEMPTS {
         let _lock = lock()?;
         let present =
