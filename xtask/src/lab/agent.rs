@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Netns, Process, Scratch, journald::Journald, run, shown, wait_for};
+use super::{Netns, Process, Scratch, journald::Journald, kernel, run, shown, wait_for};
 
-/// How long an agent may take to start; an emulated machine is slow.
+/// How long an agent may take to start on a real machine, and one that is busy.
 pub const START_TIME_MAX: Duration = Duration::from_secs(40);
 
 /// How bans reach the kernel.
@@ -196,7 +196,7 @@ impl<'a> Agent<'a> {
     }
 
     fn answers(&mut self, binary: &Path) -> Result<()> {
-        let answered = wait_for(START_TIME_MAX, || {
+        let answered = wait_for(kernel::patience(START_TIME_MAX), || {
             let running = self.process.as_mut().is_some_and(Process::is_running);
             if !running {
                 return Some(false);
