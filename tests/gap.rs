@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData};
-use blocker::enforce::xdp;
+use blocker::enforce::{Enforcer as _, Keep, xdp};
 use blocker_ebpf::table::{LAYOUT, LAYOUT_WORD, STATE_WORDS, TABLE};
 use xtask::lab::{
     agent::{Agent, Backend},
@@ -142,4 +142,32 @@ fn maps_of_another_version_are_not_adopted_and_their_program_drops_until_the_led
         });
         assert!(passes.is_some(), "{what}: who is not banned any more is let in");
     }
+}
+
+#[test]
+fn no_count_of_a_ban_is_lost_when_a_table_of_another_size_takes_over_under_flood() {
+    let test = "no_count_of_a_ban_is_lost_when_a_table_of_another_size_takes_over_under_flood";
+    if let Some(reason) = missing() {
+        return skipped(test, &reason);
+    }
+    if !xdp::is_built_in() {
+        return skipped(test, "XDP was not built in (cargo xtask test builds it)");
+    }
+    let town = flood::Town::new();
+    let open = |bans_max| {
+        let options = flood::options(&town.pins, bans_max, xdp::Layout::Buckets);
+        town.host.enter(|| xdp::Xdp::open(&options).unwrap())
+    };
+    let mut table = open(100);
+    table.apply(&flood::bans(), flood::now()).unwrap();
+    let mut flood = town.flood();
+    for bans_max in [1_000, 100, 1_000, 100] {
+        Box::new(table).close(Keep::InForce).unwrap();
+        table = open(bans_max);
+    }
+    let dropped = flood::settled(|| table.counters().unwrap().packets, &mut flood);
+    let counted: u64 = table.entries(flood::now()).unwrap().iter().map(|entry| entry.packets).sum();
+    Box::new(table).close(Keep::Nothing).unwrap();
+    assert!(dropped > 1_000, "only {dropped} packets");
+    assert_eq!(counted, dropped);
 }

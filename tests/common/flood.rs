@@ -149,7 +149,7 @@ fn open_hash(pins: &Path, bans_max: usize) -> Box<dyn Enforcer> {
     open_xdp(pins, bans_max, xdp::Layout::Hash)
 }
 
-fn options(pins: &Path, bans_max: usize, layout: xdp::Layout) -> xdp::Options {
+pub(crate) fn options(pins: &Path, bans_max: usize, layout: xdp::Layout) -> xdp::Options {
     xdp::Options {
         interfaces: xdp::Interfaces::Named(vec!["eth0".to_owned()]),
         bans_max,
@@ -228,7 +228,7 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::EPOCH.saturating_add(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap())
 }
 
-fn bans() -> Vec<Change> {
+pub(crate) fn bans() -> Vec<Change> {
     let ban = |(prefix, _): (&str, &str)| {
         Change::Ban(Ban {
             prefix: prefix.parse().unwrap(),
@@ -335,7 +335,7 @@ pub(crate) fn restart(binary: &Path, backend: Backend, times: usize, most: Durat
 }
 
 /// A count once nothing is sent any more and it stands still.
-fn settled(mut count: impl FnMut() -> u64, flood: &mut Flood) -> u64 {
+pub(crate) fn settled(mut count: impl FnMut() -> u64, flood: &mut Flood) -> u64 {
     flood.stop();
     let mut last = count();
     wait_for(Duration::from_secs(5), || {

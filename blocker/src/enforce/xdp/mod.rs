@@ -352,7 +352,7 @@ impl Xdp {
         if !waits {
             xdp.take_force()?;
         }
-        if let Bans::Buckets(table) = &xdp.bans {
+        if let Bans::Buckets(table) = &mut xdp.bans {
             table.retire_others()?;
         }
         Ok(xdp)

@@ -27,8 +27,9 @@ use blocker_ebpf::{
     packet::Source,
     table::{
         self, BUCKET_META, BUCKET_SLOTS, CLOCK, FOREVER, HIGHS, JIFFIES, KEYS, LAYOUT, LAYOUT_WORD, MAPS,
-        META, PREFILTER, PREFILTER_WORDS, PROGRAM, PROGRAM_ONE_BUFFER, PROGRAM_TCX, PROGRAM_TCX_BARE, Params,
-        SEED_WORD, SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT, Words, elements,
+        META, ONE_PACKET, PREFILTER, PREFILTER_WORDS, PROGRAM, PROGRAM_ONE_BUFFER, PROGRAM_TCX,
+        PROGRAM_TCX_BARE, Params, SEED_WORD, SLEPT_WORD, SLOTS, STATE_WORDS, TABLE, UNIT_SHIFT, Words,
+        elements,
     },
 };
 use rustix::{
@@ -148,6 +149,10 @@ impl Memory for Maps {
         }
     }
 
+    fn count(&mut self, slot: usize, packets: u64) {
+        self.meta.add(meta_at(slot), packets.saturating_mul(ONE_PACKET));
+    }
+
     fn bucket(&mut self, bucket: usize) -> [u64; BUCKET_SLOTS] {
         self.slots.load_line(bucket * BUCKET_SLOTS * WORD)
     }
@@ -243,6 +248,8 @@ pub(super) struct Buckets {
     sweep_from: usize,
     /// What had been counted when this table was copied from another.
     copied: Vec<(Prefix, u64)>,
+    /// That other table, where it was in force when this one was loaded.
+    former: Option<Box<Self>>,
     /// The kernel's jiffies when they were last asked for, which is once for every batch.
     jiffies: u64,
     /// What each of them lasts.
@@ -257,6 +264,13 @@ pub(super) struct Buckets {
 struct Content {
     bans: Vec<Entry>,
     allowed: Vec<Prefix>,
+}
+
+impl Content {
+    /// Bans that have counted packets, and how many.
+    fn counted(&self) -> Vec<(Prefix, u64)> {
+        self.bans.iter().filter(|ban| ban.packets > 0).map(|ban| (ban.prefix, ban.packets)).collect()
+    }
 }
 
 impl Buckets {
@@ -282,13 +296,10 @@ impl Buckets {
         }
         let content = old.content();
         old.maps.check()?;
-        Self::make(
-            pins,
-            generation + 1,
-            buckets.max(buckets_for(content.bans.len() + content.allowed.len())),
-            shape,
-            Some(&content),
-        )
+        let buckets = buckets.max(buckets_for(content.bans.len() + content.allowed.len()));
+        let mut new = Self::make(pins, generation + 1, buckets, shape, Some(&content))?;
+        (new.copied, new.former) = (content.counted(), Some(Box::new(old)));
+        Ok(new)
     }
 
     fn adopt(pins: &Path, generation: u32, shape: Shape) -> Result<Self, EnforceError> {
@@ -362,6 +373,7 @@ impl Buckets {
             generation,
             sweep_from: 0,
             copied: Vec::new(),
+            former: None,
             jiffies: 0,
             tick_ns: tick_ns(),
             swept: false,
@@ -387,8 +399,12 @@ impl Buckets {
         own.chain([(TOTALS, self.pins.join(TOTALS))]).collect()
     }
 
-    /// Removes every generation but this, once the program of this one is in force.
-    pub(super) fn retire_others(&self) -> Result<(), EnforceError> {
+    /// Removes every generation but this, once the program of this one is in force, and takes what the one before it
+    /// counted until then.
+    pub(super) fn retire_others(&mut self) -> Result<(), EnforceError> {
+        if let Some(mut former) = self.former.take() {
+            self.absorb(&mut former)?;
+        }
         for generation in generations(&self.pins) {
             if generation != self.generation {
                 remove(&folder(&self.pins, generation))?;
@@ -494,28 +510,40 @@ impl Buckets {
     pub(super) fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
         self.begin()?;
         let (jiffies, tick_ns, now) = (self.jiffies, self.tick_ns, self.now());
-        let entries = self.writer.scan(&mut self.maps);
+        let (writer, carried) = (&self.writer, &self.carried);
+        let mut held = Vec::with_capacity(writer.bans());
+        writer.each(&mut self.maps, |entry| {
+            if entry.is_ban() && entry.end > now {
+                let carried =
+                    if carried.is_empty() { 0 } else { carried.get(&entry.prefix).copied().unwrap_or(0) };
+                held.push(Held {
+                    prefix: entry.prefix,
+                    left: left_of(entry.end, jiffies, tick_ns),
+                    packets: entry.packets + carried,
+                });
+            }
+        });
         self.maps.check()?;
-        let carried = |prefix| self.carried.get(&prefix).copied().unwrap_or(0);
-        let live = entries.into_iter().filter(|entry| entry.is_ban() && entry.end > now);
-        Ok(live
-            .map(|entry| Held {
-                prefix: entry.prefix,
-                left: left_of(entry.end, jiffies, tick_ns),
-                packets: entry.packets + carried(entry.prefix),
-            })
-            .collect())
+        Ok(held)
     }
 
     /// Adds what the table that this one replaced counted since it was copied.
     pub(super) fn absorb(&mut self, old: &mut Self) -> Result<(), EnforceError> {
         let copied: BTreeMap<Prefix, u64> = std::mem::take(&mut self.copied).into_iter().collect();
-        for entry in old.writer.scan(&mut old.maps) {
+        let (own, maps, carried) = (&self.writer, &mut self.maps, &mut self.carried);
+        old.writer.each(&mut old.maps, |entry| {
             let since = entry.packets.saturating_sub(copied.get(&entry.prefix).copied().unwrap_or(0));
-            if since > 0 && entry.is_ban() {
-                *self.carried.entry(entry.prefix).or_default() += since;
+            if since == 0 || !entry.is_ban() {
+                return;
             }
-        }
+            match own.slot_of(maps, entry.prefix) {
+                // Into its slot, where a restart finds it.
+                Some(slot) if since < PACKETS_MAX => maps.count(slot, since),
+                Some(_) => *carried.entry(entry.prefix).or_default() += since,
+                None => {}
+            }
+        });
+        self.maps.check()?;
         old.maps.check()
     }
 
@@ -550,8 +578,7 @@ impl Buckets {
         self.maps.check()?;
         let wanted = buckets_for(content.bans.len() + content.allowed.len() + more);
         let buckets = self.writer.buckets().saturating_mul(2).max(wanted);
-        let copied = content.bans.iter().filter(|ban| ban.packets > 0).map(|ban| (ban.prefix, ban.packets));
-        let copied = copied.collect();
+        let copied = content.counted();
         let mut anew = Self::make(&self.pins, self.generation + 1, buckets, self.shape, Some(&content))?;
         anew.carried = std::mem::take(&mut self.carried);
         (anew.copied, anew.jiffies) = (copied, self.jiffies);

@@ -172,6 +172,13 @@ impl Windows {
         }
     }
 
+    /// Adds to a word at one blow, whoever else adds to it.
+    pub(super) fn add(&mut self, offset: usize, more: u64) {
+        if let Some(word) = self.long(offset) {
+            word.fetch_add(more, Ordering::AcqRel);
+        }
+    }
+
     #[inline]
     pub(super) fn load_half(&mut self, offset: usize) -> u32 {
         self.half(offset).map_or(0, |word| word.load(Ordering::Acquire))

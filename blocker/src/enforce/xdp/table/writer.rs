@@ -57,6 +57,12 @@ pub(super) trait Memory {
     fn load(&mut self, at: At) -> u64;
     fn store(&mut self, at: At, value: u64);
 
+    /// Adds packets to a slot's, which readers count meanwhile.
+    fn count(&mut self, slot: usize, packets: u64) {
+        let counted = self.load(At::Packets(slot));
+        self.store(At::Packets(slot), counted + packets);
+    }
+
     /// The slots of a bucket.
     fn bucket(&mut self, bucket: usize) -> [u64; BUCKET_SLOTS] {
         array::from_fn(|place| self.load(At::Slot(bucket * BUCKET_SLOTS + place)))
@@ -300,15 +306,23 @@ impl Writer {
     /// Everything in the table.
     pub(super) fn scan(&self, memory: &mut impl Memory) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(self.bans + self.allowed.iter().count());
+        self.each(memory, |entry| entries.push(entry));
+        entries
+    }
+
+    /// Everything in the table, one by one.
+    pub(super) fn each(&self, memory: &mut impl Memory, mut visit: impl FnMut(Entry)) {
         for bucket in 0..elements(self.buckets) as usize {
             let words = memory.bucket(bucket);
             let mut taken = places(&words, |word| word > TOMBSTONE);
             while taken != 0 {
-                entries.extend(self.entry(memory, bucket * BUCKET_SLOTS + taken.trailing_zeros() as usize));
+                let slot = bucket * BUCKET_SLOTS + taken.trailing_zeros() as usize;
+                if let Some(entry) = self.entry(memory, slot) {
+                    visit(entry);
+                }
                 taken &= taken - 1;
             }
         }
-        entries
     }
 
     /// What lies in a slot.
@@ -388,17 +402,22 @@ impl Writer {
 
     /// Ends a ban; says whether there was one.
     pub(super) fn unban(&mut self, memory: &mut impl Memory, prefix: Prefix) -> bool {
-        let slot = [false, true].into_iter().find_map(|is_dormant| {
-            let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, is_dormant)) else {
-                return None;
-            };
-            (memory.load(At::End(slot)) != u64::from(PASSES)).then_some(slot)
-        });
+        let slot = self.slot_of(memory, prefix);
         if let Some(slot) = slot {
             bury(memory, slot, prefix);
             self.uncount(memory, prefix, true);
         }
         slot.is_some()
+    }
+
+    /// Where the ban of exactly this prefix lies.
+    pub(super) fn slot_of(&self, memory: &mut impl Memory, prefix: Prefix) -> Option<usize> {
+        [false, true].into_iter().find_map(|is_dormant| {
+            let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, is_dormant)) else {
+                return None;
+            };
+            (memory.load(At::End(slot)) != u64::from(PASSES)).then_some(slot)
+        })
     }
 
     /// Lets these pass, whatever bans cover them.
@@ -546,8 +565,7 @@ impl Writer {
             memory.store(At::Slot(slot), TOMBSTONE);
             let since = memory.load(At::Packets(slot)).saturating_sub(packets);
             if since > 0 {
-                let counted = memory.load(At::Packets(other));
-                memory.store(At::Packets(other), counted + since);
+                memory.count(other, since);
             }
             Some(slot)
         })
