@@ -20,7 +20,7 @@ use blocker_ebpf::table::{
     prefilter_v6, prefilter_v6_wide,
 };
 
-use super::writer::{At, Memory};
+use super::memory::{At, Memory};
 use crate::net::Prefix;
 
 /// Stale bits before the prefilter is written anew, beside as many as there are bans.

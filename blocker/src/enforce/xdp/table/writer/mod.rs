@@ -25,52 +25,27 @@
 //! drops nothing until the allowlist lets go of it.
 #![forbid(unsafe_code)]
 
-use std::{array, collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use blocker_ebpf::table::{
-    BUCKET_SLOTS, EMPTY, FLAGS, FOREVER, Key, LENGTHS_PER_WORD, LENGTHS_V4, LENGTHS_V4_WORDS, LENGTHS_V6,
-    LENGTHS_V6_WORDS, PASSES, PROBES_MAX, TOMBSTONE, code_v6, elements, home,
+    BUCKET_SLOTS, FLAGS, FOREVER, Key, LENGTHS_V4, LENGTHS_V4_WORDS, LENGTHS_V6, LENGTHS_V6_WORDS, PASSES,
+    TOMBSTONE, elements, home,
 };
 
-use super::prefilter::Prefilter;
+use super::{
+    memory::{At, Memory},
+    prefilter::Prefilter,
+};
 use crate::{allowlist::PrefixSet, net::Prefix};
 
-/// A word, or half of one, of the table's maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum At {
-    Slot(usize),
-    /// The low half of a word of the meta map.
-    End(usize),
-    /// The high half.
-    Packets(usize),
-    /// Of the slot's prefix, which no reader looks at: [`code_of`].
-    Code(usize),
-    Key(usize, usize),
-    /// The first half of the IPv6 prefix of more than 64 bits with this fingerprint; 0 where there is none.
-    High(u64),
-    Prefilter(usize),
-    State(usize),
-}
+mod allow;
+mod lengths;
+mod prints;
+mod search;
 
-/// The table's maps. What is stored is seen in the order it was stored in.
-pub(super) trait Memory {
-    fn load(&mut self, at: At) -> u64;
-    fn store(&mut self, at: At, value: u64);
-
-    /// Adds packets to a slot's, which readers count meanwhile.
-    fn count(&mut self, slot: usize, packets: u64) {
-        let counted = self.load(At::Packets(slot));
-        self.store(At::Packets(slot), counted + packets);
-    }
-
-    /// The slots of a bucket.
-    fn bucket(&mut self, bucket: usize) -> [u64; BUCKET_SLOTS] {
-        array::from_fn(|place| self.load(At::Slot(bucket * BUCKET_SLOTS + place)))
-    }
-
-    /// This will be looked at soon: what can be fetched meanwhile may be.
-    fn expect(&mut self, _at: At) {}
-}
+use lengths::Lengths;
+use prints::{DORMANT, code_of, fingerprint, is_long, is_v6, key_of, length_of, to_sleep};
+use search::{Located, places};
 
 /// Why a ban was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,116 +86,6 @@ pub(super) struct Writer {
     prefilter: Prefilter,
 }
 
-/// How many entries of each length, and the list as readers see it.
-#[derive(Debug)]
-struct Lengths {
-    counts: Vec<u32>,
-    /// What the list holds: all in use and perhaps some that were.
-    listed: BTreeSet<u8>,
-    at: usize,
-    words: usize,
-}
-
-impl Lengths {
-    fn new(length_max: usize, at: usize, words: usize) -> Self {
-        Self { counts: vec![0; length_max + 1], listed: BTreeSet::new(), at, words }
-    }
-
-    fn is_used(&self, length: u8) -> bool {
-        self.counts.get(usize::from(length)).is_some_and(|count| *count > 0)
-    }
-
-    fn packed(&self) -> Vec<u64> {
-        let lengths: Vec<u8> = self.listed.iter().rev().copied().collect();
-        let mut words: Vec<u64> = lengths
-            .chunks(LENGTHS_PER_WORD)
-            .map(|chunk| chunk.iter().rev().fold(0, |word, length| word << 8 | (u64::from(*length) + 1)))
-            .collect();
-        words.resize(self.words, 0);
-        words
-    }
-
-    fn publish(&mut self, memory: &mut impl Memory) {
-        for (index, word) in self.packed().into_iter().enumerate().rev() {
-            let at = At::State(self.at + index);
-            if memory.load(at) != word {
-                memory.store(at, word);
-            }
-        }
-    }
-
-    fn add(&mut self, memory: &mut impl Memory, length: u8) {
-        let Some(count) = self.counts.get_mut(usize::from(length)) else { return };
-        *count += 1;
-        // What was in use is listed.
-        if *count == 1 && self.listed.insert(length) {
-            self.publish(memory);
-        }
-    }
-
-    fn remove(&mut self, memory: &mut impl Memory, length: u8) {
-        if let Some(count) = self.counts.get_mut(usize::from(length)) {
-            *count = count.saturating_sub(1);
-        }
-        if self.is_used(length) || self.listed.len() > LENGTHS_PER_WORD {
-            return;
-        }
-        let unused: Vec<u8> = self.listed.iter().copied().filter(|length| !self.is_used(*length)).collect();
-        for length in unused {
-            self.listed.remove(&length);
-        }
-        self.publish(memory);
-    }
-}
-
-/// The key of a prefix.
-fn key_of(prefix: Prefix) -> Key {
-    let length = prefix.length().into();
-    match prefix.address() {
-        IpAddr::V4(address) => Key::v4(address.to_bits(), length),
-        IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            Key::v6((bits >> 64) as u64, bits as u64, length)
-        }
-    }
-}
-
-/// What stands for a prefix in a slot; dormant, what no reader looks for.
-fn fingerprint(prefix: Prefix, seed: u64, is_dormant: bool) -> u64 {
-    let key = key_of(prefix);
-    if is_dormant { to_sleep(key).fingerprint(seed) } else { key.fingerprint(seed) }
-}
-
-/// With bits that no reader sets: above an IPv4 address, in the host part, and a code of no length.
-fn to_sleep(key: Key) -> Key {
-    match length_of(key.code) {
-        _ if !is_v6(key.code) => Key { low: key.low ^ 1 << 55, ..key },
-        128 => Key { code: key.code ^ 0x7f, ..key },
-        _ => Key { low: key.low ^ 1, ..key },
-    }
-}
-
-/// In a slot's code: the ban is dormant.
-const DORMANT: u64 = 1 << 9;
-
-/// The key's code, and whether the ban is dormant.
-fn code_of(prefix: Prefix, is_dormant: bool) -> u64 {
-    key_of(prefix).code | if is_dormant { DORMANT } else { 0 }
-}
-
-fn is_v6(code: u64) -> bool {
-    code & code_v6(0) != 0
-}
-
-fn length_of(code: u64) -> u8 {
-    (code & 0xff) as u8
-}
-
-/// Whether the fingerprint alone does not tell the prefix.
-fn is_long(code: u64) -> bool {
-    is_v6(code) && length_of(code) > 64
-}
-
 impl Writer {
     /// A writer of a table that is empty.
     pub(super) fn new(seed: u64, buckets: u32, bans_max: usize) -> Self {
@@ -236,11 +101,11 @@ impl Writer {
         }
     }
 
-    /// A writer of a table that another process wrote, and what that one was in the middle of is brought to an end.
     pub(super) fn seed(&self) -> u64 {
         self.seed
     }
 
+    /// A writer of a table that another process wrote, and what that one was in the middle of is brought to an end.
     pub(super) fn adopt(memory: &mut impl Memory, seed: u64, buckets: u32, bans_max: usize) -> Self {
         let mut this = Self::new(seed, buckets, bans_max);
         this.prefilter = Prefilter::new(seed, memory.load(At::State(FLAGS)));
@@ -420,51 +285,6 @@ impl Writer {
         })
     }
 
-    /// Lets these pass, whatever bans cover them.
-    pub(super) fn allow(&mut self, memory: &mut impl Memory, prefixes: &[Prefix]) -> Result<(), Refusal> {
-        let fresh: Vec<Prefix> =
-            prefixes.iter().copied().filter(|prefix| self.allowed.insert(*prefix)).collect();
-        let done = self.settle(memory, &fresh).and_then(|()| {
-            for prefix in &fresh {
-                let print = fingerprint(*prefix, self.seed, false);
-                match self.room(memory, print) {
-                    Located::At(_) => continue,
-                    Located::NoRoom => return Err(Refusal::NoRoom),
-                    Located::Free(slot) => {
-                        self.count(memory, *prefix, false);
-                        let prefix = *prefix;
-                        self.fill(
-                            memory,
-                            slot,
-                            Filling { prefix, print, is_dormant: false, end: PASSES, packets: 0 },
-                        );
-                    }
-                }
-            }
-            Ok(())
-        });
-        if done.is_err() {
-            for prefix in &fresh {
-                self.allowed.remove(*prefix);
-            }
-            // Bans that were laid to sleep are woken; where one finds no room, the caller makes the table anew.
-            let _refused_anyway = self.settle(memory, &fresh);
-        }
-        done
-    }
-
-    /// Lets a prefix pass no longer.
-    pub(super) fn disallow(&mut self, memory: &mut impl Memory, prefix: Prefix) -> Result<(), Refusal> {
-        if !self.allowed.remove(prefix) {
-            return Ok(());
-        }
-        if let Located::At(slot) = self.locate(memory, fingerprint(prefix, self.seed, false)) {
-            bury(memory, slot, prefix);
-            self.uncount(memory, prefix, false);
-        }
-        self.settle(memory, &[prefix])
-    }
-
     /// Ends every ban.
     pub(super) fn flush(&mut self, memory: &mut impl Memory) {
         for entry in self.scan(memory) {
@@ -501,112 +321,6 @@ impl Writer {
                 memory.store(At::End(slot), end.saturating_sub(units).max(1).into());
             }
         }
-    }
-
-    fn is_allowed(&self, prefix: Prefix) -> bool {
-        self.allowed.covering(prefix).is_some()
-    }
-
-    /// Moves the bans inside these prefixes to the fingerprint that is theirs now.
-    fn settle(&mut self, memory: &mut impl Memory, within: &[Prefix]) -> Result<(), Refusal> {
-        if self.bans == 0 || within.is_empty() {
-            return Ok(());
-        }
-        for entry in self.scan(memory) {
-            let is_within = within.iter().any(|prefix| prefix.covers(entry.prefix));
-            let is_dormant = self.is_allowed(entry.prefix);
-            if !entry.is_ban() || !is_within || entry.is_dormant == is_dormant {
-                continue;
-            }
-            let print = fingerprint(entry.prefix, self.seed, is_dormant);
-            match self.room(memory, print) {
-                // The other half of a move that was cut short.
-                Located::At(_) => self.uncount(memory, entry.prefix, true),
-                Located::Free(slot) => {
-                    let Entry { prefix, end, packets, .. } = entry;
-                    self.fill(memory, slot, Filling { prefix, print, is_dormant, end, packets });
-                }
-                Located::NoRoom => return Err(Refusal::NoRoom),
-            }
-            // Not where it was found: room may have been made by moving it.
-            if let Located::At(slot) = self.locate(memory, fingerprint(entry.prefix, self.seed, !is_dormant))
-            {
-                bury(memory, slot, entry.prefix);
-            }
-        }
-        Ok(())
-    }
-
-    /// As [`Self::locate`], and where there is no room, some is made: of a million bans in a table of theirs, a handful
-    /// meets 32 slots that are taken.
-    fn room(&self, memory: &mut impl Memory, print: u64) -> Located {
-        match self.locate(memory, print) {
-            Located::NoRoom => self.displace(memory, print).map_or(Located::NoRoom, Located::Free),
-            located => located,
-        }
-    }
-
-    /// Moves a neighbour to where it can lie as well, and says which slot is free now. The neighbour is seen twice for a
-    /// moment, never not at all.
-    fn displace(&self, memory: &mut impl Memory, print: u64) -> Option<usize> {
-        if print <= TOMBSTONE {
-            return None;
-        }
-        let first = home(print, self.buckets);
-        // From the last one on: what begins its search there has the most places left.
-        let slots = first as usize * BUCKET_SLOTS..(first + PROBES_MAX) as usize * BUCKET_SLOTS;
-        slots.rev().find_map(|slot| {
-            let neighbour = memory.load(At::Slot(slot));
-            let Located::Free(other) = self.locate_beyond(memory, neighbour, slot / BUCKET_SLOTS) else {
-                return None;
-            };
-            let Entry { prefix, end, packets, is_dormant, .. } = self.entry(memory, slot)?;
-            self.fill(memory, other, Filling { prefix, print: neighbour, is_dormant, end, packets });
-            memory.store(At::Slot(slot), TOMBSTONE);
-            let since = memory.load(At::Packets(slot)).saturating_sub(packets);
-            if since > 0 {
-                memory.count(other, since);
-            }
-            Some(slot)
-        })
-    }
-
-    /// A free slot for what lies in this bucket, in one of those where it is looked for after it.
-    fn locate_beyond(&self, memory: &mut impl Memory, print: u64, bucket: usize) -> Located {
-        let end = (home(print, self.buckets) + PROBES_MAX) as usize;
-        for bucket in bucket + 1..end {
-            for slot in bucket * BUCKET_SLOTS..(bucket + 1) * BUCKET_SLOTS {
-                if memory.load(At::Slot(slot)) <= TOMBSTONE {
-                    return Located::Free(slot);
-                }
-            }
-        }
-        Located::NoRoom
-    }
-
-    fn locate(&self, memory: &mut impl Memory, print: u64) -> Located {
-        if print <= TOMBSTONE {
-            return Located::NoRoom;
-        }
-        let first = home(print, self.buckets) as usize;
-        let mut free = None;
-        for bucket in first..first + PROBES_MAX as usize {
-            let words = memory.bucket(bucket);
-            let slot = |places: u32| bucket * BUCKET_SLOTS + places.trailing_zeros() as usize;
-            let found = places(&words, |word| word == print);
-            if found != 0 {
-                return Located::At(slot(found));
-            }
-            let vacant = places(&words, |word| word <= TOMBSTONE);
-            if vacant != 0 {
-                free = free.or(Some(slot(vacant)));
-            }
-            // A fingerprint that went past this bucket would have met it full.
-            if places(&words, |word| word == EMPTY) != 0 {
-                break;
-            }
-        }
-        free.map_or(Located::NoRoom, Located::Free)
     }
 
     fn fill(&self, memory: &mut impl Memory, slot: usize, entry: Filling) {
@@ -678,16 +392,4 @@ fn bury(memory: &mut impl Memory, slot: usize, prefix: Prefix) {
     if is_long(key_of(prefix).code) {
         memory.store(At::High(print), 0);
     }
-}
-
-/// A bit for each word of a bucket of which this holds: without a branch for each, which nobody could foretell.
-fn places(words: &[u64; BUCKET_SLOTS], holds: impl Fn(u64) -> bool) -> u32 {
-    words.iter().enumerate().fold(0, |places, (place, word)| places | u32::from(holds(*word)) << place)
-}
-
-enum Located {
-    At(usize),
-    /// It is nowhere, and may lie here.
-    Free(usize),
-    NoRoom,
 }
