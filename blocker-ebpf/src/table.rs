@@ -345,22 +345,16 @@ pub fn find<T: Table>(table: &T, params: Params, source: Source) -> Option<Place
 
 #[inline(always)]
 fn find_v4<T: Table>(table: &T, params: Params, address: u32) -> Option<Place> {
-    let state = table.state()?;
-    if state.word(LENGTHS_V4) == 0 {
-        return None;
-    }
     if !is_marked(table, prefilter_v4(address))? {
         return None;
     }
+    let state = table.state()?;
     find_by::<T, LENGTHS_V4, LENGTHS_V4_WORDS>(table, params, Address::V4(address), &state)
 }
 
 #[inline(always)]
 fn find_v6<T: Table>(table: &T, params: Params, high: u64, low: u64) -> Option<Place> {
     let state = table.state()?;
-    if state.word(LENGTHS_V6) == 0 {
-        return None;
-    }
     if !may_be_banned_v6(table, state.word(FLAGS), params.seed, high)? {
         return None;
     }
@@ -434,8 +428,9 @@ fn probe<T: Table>(table: &T, params: Params, key: Key) -> Said {
     if fingerprint <= TOMBSTONE {
         return Said::Nothing;
     }
-    let mut index = home(fingerprint, params.buckets);
-    for _ in 0..PROBES_MAX {
+    let home = home(fingerprint, params.buckets);
+    for probe in 0..PROBES_MAX {
+        let index = home.wrapping_add(probe);
         let Some(bucket) = table.bucket(index) else { return Said::Nothing };
         let mut last = EMPTY;
         for slot in 0..BUCKET_SLOTS {
@@ -447,7 +442,6 @@ fn probe<T: Table>(table: &T, params: Params, key: Key) -> Said {
         if last == EMPTY {
             return Said::Nothing;
         }
-        index += 1;
     }
     Said::Nothing
 }
