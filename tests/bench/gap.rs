@@ -1,6 +1,7 @@
 //! No gap, at length: thousands of swaps of programs and tables, and a thousand restarts of the agent, under flood.
 //!
-//! The same that `tests/gap.rs` does a few times. It fails where a single packet of a banned source gets through.
+//! The same that `tests/gap.rs` does a few times. It fails where a single packet of a banned source gets through. Words
+//! after `--` choose the lines that have one of them.
 
 use std::{path::Path, time::Duration};
 
@@ -25,17 +26,25 @@ fn main() {
         println!("not measured: {reason}");
         return;
     }
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let wanted = |line: &str| words.is_empty() || words.iter().any(|word| line.contains(word.as_str()));
     let asked = std::env::var("BLOCKER_BENCH_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     let most = Duration::from_secs(asked.unwrap_or(SECONDS));
     for layout in [xdp::Layout::Buckets, xdp::Layout::Hash].into_iter().filter(|_| xdp::is_built_in()) {
-        let outcome = flood::exchange(layout, SWAPS, most);
-        println!("XDP, {layout:?}, nothing but the program: {outcome}");
-        outcome.check("nothing but the program");
+        let line = format!("XDP, {layout:?}, nothing but the program");
+        if wanted(&line) {
+            let outcome = flood::exchange(layout, SWAPS, most);
+            println!("{line}: {outcome}");
+            outcome.check(&line);
+        }
     }
     for series in flood::series() {
-        let outcome = flood::swap(&series, SWAPS, most);
-        println!("{}, swaps: {outcome}", series.name);
-        outcome.check(series.name);
+        let line = format!("{}, swaps", series.name);
+        if wanted(&line) {
+            let outcome = flood::swap(&series, SWAPS, most);
+            println!("{line}: {outcome}");
+            outcome.check(&line);
+        }
     }
     let binary = Path::new(env!("CARGO_BIN_EXE_blocker"));
     for backend in [Backend::Xdp, Backend::Nftables] {
@@ -43,8 +52,11 @@ fn main() {
             println!("xdp: not measured, it was not built in");
             continue;
         }
-        let outcome = flood::restart(binary, backend, RESTARTS, most);
-        println!("{backend}, restarts of the agent: {outcome}");
-        outcome.check(&backend.to_string());
+        let line = format!("{backend}, restarts of the agent");
+        if wanted(&line) {
+            let outcome = flood::restart(binary, backend, RESTARTS, most);
+            println!("{line}: {outcome}");
+            outcome.check(&line);
+        }
     }
 }

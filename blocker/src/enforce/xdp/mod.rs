@@ -12,27 +12,23 @@
 #![deny(unsafe_code)]
 
 use std::{
-    fs, io,
+    fs,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, PerCpuArray, PerCpuValues},
-};
-use blocker_ebpf::{LAYOUT_VERSION, TOTALS, Totals, table::LAYOUT};
+use blocker_ebpf::{LAYOUT_VERSION, table::LAYOUT};
 
 use super::{Counters, Description, EnforceError, Enforcer, Entry, Health, Keep};
 use crate::{
     engine::Change,
-    ledger::Ban,
     net::{Prefix, Scope},
     time::{Timestamp, Until},
 };
 
 mod attach;
+mod bans;
 mod dispatcher;
 mod hash;
 mod key;
@@ -40,7 +36,9 @@ mod key;
 mod link;
 #[expect(unsafe_code, reason = "bpf(2) calls that the library does not offer")]
 mod order;
+mod pins;
 mod programs;
+mod refusal;
 mod rtnl;
 mod select;
 #[expect(unsafe_code, reason = "bpf(2) itself")]
@@ -48,12 +46,16 @@ mod syscall;
 mod table;
 
 pub use attach::Mode;
+pub use pins::remove;
 pub use select::Interfaces;
 
 use attach::{Attachments, Plan};
+use bans::{Bans, Held, held};
 use hash::Hash;
-use programs::{Kind, Programs};
-use table::{AHEAD, Buckets, Shape};
+use pins::{holds_maps, layouts, remove_layout, set_apart};
+use programs::Kind;
+use refusal::{chain, refused};
+use table::{AHEAD, Buckets};
 
 /// Where objects are pinned when nobody says.
 pub const PIN_DIR: &str = "/sys/fs/bpf/blocker";
@@ -141,167 +143,6 @@ pub struct Xdp {
     former: Vec<PathBuf>,
     /// Why it is not the layout that was asked for; empty when it is.
     reason: String,
-}
-
-#[derive(Debug)]
-enum Bans {
-    Buckets(Box<Buckets>),
-    Hash(Hash),
-}
-
-/// A ban as a kernel holds it: on no clock, but so long to go, or without end.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    prefix: Prefix,
-    left: Option<Duration>,
-    packets: u64,
-}
-
-fn refused(what: impl Into<String>, cause: impl Into<String>, hint: impl Into<String>) -> EnforceError {
-    EnforceError { what: what.into(), cause: cause.into(), hint: hint.into(), prefix: None }
-}
-
-impl Bans {
-    fn load(layout: Layout, pins: &Path, options: &Options) -> Result<Self, EnforceError> {
-        match layout {
-            Layout::Buckets => {
-                let shape = Shape { bans_max: options.bans_max.max(1), exact: options.exact };
-                Ok(Self::Buckets(Box::new(Buckets::load(pins, shape)?)))
-            }
-            Layout::Hash => Hash::load(pins, options.bans_max).map(Self::Hash),
-        }
-    }
-
-    fn ebpf(&mut self) -> &mut Ebpf {
-        match self {
-            Self::Buckets(table) => table.ebpf(),
-            Self::Hash(hash) => hash.ebpf(),
-        }
-    }
-
-    fn programs(&mut self) -> Programs<'_> {
-        match self {
-            Self::Buckets(table) => table.programs(),
-            Self::Hash(hash) => hash.programs(),
-        }
-    }
-
-    fn pinned(&self) -> Vec<(&'static str, PathBuf)> {
-        match self {
-            Self::Buckets(table) => table.pinned(),
-            Self::Hash(hash) => hash.pinned(),
-        }
-    }
-
-    fn begin(&mut self) -> Result<(), EnforceError> {
-        match self {
-            Self::Buckets(table) => table.begin(),
-            Self::Hash(_) => Ok(()),
-        }
-    }
-
-    /// A ban of this prefix comes soon.
-    fn expect(&mut self, prefix: Prefix) {
-        if let Self::Buckets(table) = self {
-            table.expect(prefix);
-        }
-    }
-
-    /// This and the next two may answer with a table that has to take the place of the one in force.
-    fn ban(&mut self, held: &Held) -> Result<Option<Box<Buckets>>, EnforceError> {
-        match self {
-            Self::Buckets(table) => table.ban(held),
-            Self::Hash(hash) => hash.ban(held).map(|()| None),
-        }
-    }
-
-    fn allow(&mut self, prefixes: &[Prefix]) -> Result<Option<Box<Buckets>>, EnforceError> {
-        match self {
-            Self::Buckets(table) => table.allow(prefixes),
-            Self::Hash(hash) => prefixes.iter().try_for_each(|prefix| hash.allow(*prefix)).map(|()| None),
-        }
-    }
-
-    fn disallow(&mut self, prefix: Prefix) -> Result<Option<Box<Buckets>>, EnforceError> {
-        match self {
-            Self::Buckets(table) => table.disallow(prefix),
-            Self::Hash(hash) => hash.disallow(prefix).map(|()| None),
-        }
-    }
-
-    fn unban(&mut self, prefix: Prefix) -> Result<(), EnforceError> {
-        match self {
-            Self::Buckets(table) => table.unban(prefix),
-            Self::Hash(hash) => hash.unban(prefix),
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), EnforceError> {
-        match self {
-            Self::Buckets(table) => table.flush(),
-            Self::Hash(hash) => hash.flush(),
-        }
-    }
-
-    fn held(&mut self) -> Result<Vec<Held>, EnforceError> {
-        match self {
-            Self::Buckets(table) => table.held(),
-            Self::Hash(hash) => hash.held(),
-        }
-    }
-
-    fn allowed(&mut self) -> Result<Vec<Prefix>, EnforceError> {
-        match self {
-            Self::Buckets(table) => Ok(table.allowed()),
-            Self::Hash(hash) => hash.allowed(),
-        }
-    }
-
-    fn totals(&mut self) -> Result<PerCpuArray<&mut MapData, Totals>, EnforceError> {
-        let map = self.ebpf().map_mut(TOTALS).ok_or_else(|| {
-            refused("find the totals", "the built-in object has none", "build blocker again")
-        })?;
-        PerCpuArray::try_from(map).map_err(|error| refused("read the totals", chain(&error), ""))
-    }
-
-    /// Dropped packets and bytes, over all CPUs.
-    fn sums(&mut self) -> Result<Totals, EnforceError> {
-        let of_cpus =
-            self.totals()?.get(&0, 0).map_err(|error| refused("read the totals", chain(&error), ""))?;
-        Ok(of_cpus.iter().fold([0, 0], |[packets, bytes], of_cpu| [packets + of_cpu[0], bytes + of_cpu[1]]))
-    }
-
-    /// Takes over what the maps of another layout hold. Nothing reads these maps yet.
-    fn take_over(mut self, other: &mut Self) -> Result<Self, EnforceError> {
-        self.begin()?;
-        let allowed = other.allowed()?;
-        if let Some(anew) = self.allow(&allowed)? {
-            self = Self::Buckets(anew);
-        }
-        let held = other.held()?;
-        if let Self::Hash(hash) = &mut self {
-            hash.ban_all(&held)?;
-        } else {
-            for (index, ban) in held.iter().enumerate() {
-                if let Some(ahead) = held.get(index + AHEAD) {
-                    self.expect(ahead.prefix);
-                }
-                if let Some(anew) = self.ban(ban)? {
-                    self = Self::Buckets(anew);
-                }
-            }
-        }
-        let (own, more) = (self.sums()?, other.sums()?);
-        let failed = |cause: String| refused("carry the totals over", cause, "");
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error.to_string()))?;
-        let mut values: Vec<Totals> = vec![[0, 0]; cpus];
-        if let Some(first) = values.first_mut() {
-            *first = [own[0] + more[0], own[1] + more[1]];
-        }
-        let values = PerCpuValues::try_from(values).map_err(|error| failed(error.to_string()))?;
-        self.totals()?.set(0, values, 0).map_err(|error| failed(chain(&error)))?;
-        Ok(self)
-    }
 }
 
 impl Xdp {
@@ -447,14 +288,6 @@ impl Xdp {
     }
 }
 
-fn held(ban: &Ban, now: Timestamp) -> Held {
-    let left = match ban.until {
-        Until::Forever => None,
-        Until::At(end) => Some(end.saturating_since(now)),
-    };
-    Held { prefix: ban.prefix, left, packets: 0 }
-}
-
 impl Enforcer for Xdp {
     fn apply(&mut self, batch: &[Change], now: Timestamp) -> Result<(), EnforceError> {
         self.bans.begin()?;
@@ -592,62 +425,6 @@ impl Enforcer for Xdp {
     }
 }
 
-/// Detaches and removes everything pinned below `pin_dir`, of any layout; nothing when there is nothing.
-///
-/// # Errors
-/// When something pinned cannot be removed.
-pub fn remove(pin_dir: &Path) -> Result<(), EnforceError> {
-    for layout in layouts(pin_dir) {
-        attach::link_pins(&layout).try_for_each(|pin| attach::let_go(&pin))?;
-        remove_layout(&layout).map_err(|error| {
-            refused(format!("remove what is pinned below {}", pin_dir.display()), error.to_string(), "")
-        })?;
-    }
-    Ok(())
-}
-
-/// The folders of all layouts, of whatever version.
-fn layouts(pin_dir: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(pin_dir).into_iter().flatten().flatten();
-    let is_ours = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u64>().is_ok());
-    entries.filter(move |entry| is_ours(&entry.file_name().to_string_lossy())).map(|entry| entry.path())
-}
-
-/// Gives the folder of the bucket table the name that the version in its maps asks for, where that is another one: what
-/// is in it is not for this program to read.
-fn set_apart(pin_dir: &Path) -> Result<(), EnforceError> {
-    let pins = Layout::Buckets.pins(pin_dir);
-    let Some(version) = table::foreign_version(&pins)? else { return Ok(()) };
-    let to = pin_dir.join(format!("v{version}"));
-    fs::rename(&pins, &to).map_err(|error| {
-        refused(
-            format!("set apart the table in {}", pins.display()),
-            format!(
-                "its layout is {version}, this blocker knows {LAYOUT}, and it cannot be renamed: {error}"
-            ),
-            "`blocker flush --yes` with the blocker that made it lets go of it",
-        )
-    })
-}
-
-/// A folder of pins, and the folders of generations in it.
-fn remove_layout(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_layout(&entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    fs::remove_dir(folder)
-}
-
-/// Whether maps are pinned there, of either layout.
-fn holds_maps(folder: &Path) -> bool {
-    folder.join(TOTALS).exists()
-}
-
 /// Looks at pinned maps without being the agent: for benchmarks.
 #[derive(Debug)]
 pub struct Reader(table::Reader);
@@ -664,60 +441,5 @@ impl Reader {
     /// Whether a packet from this address would be dropped.
     pub fn holds(&self, address: std::net::IpAddr) -> bool {
         self.0.holds(address)
-    }
-}
-
-/// An error with everything behind it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = error.source();
-    }
-    one_line(&text)
-}
-
-/// The first line; of what the verifier says also its reason, which is the last line before its figures.
-fn one_line(text: &str) -> String {
-    let mut lines = text.lines().map(str::trim_end);
-    let first = lines.next().unwrap_or_default();
-    let is_figure = |line: &&str| {
-        ["verification time ", "stack depth ", "processed "].iter().any(|start| line.starts_with(start))
-    };
-    match lines.rfind(|line| !line.is_empty() && !is_figure(line)) {
-        Some(reason) if first.contains("erifier") => {
-            let what = first.split_once("output:").map_or(first, |(what, _)| what);
-            format!("{what}output: {reason}")
-        }
-        _ => first.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_one_line_and_says_what_the_verifier_said_last() {
-        let log = "the BPF_PROG_LOAD syscall returned Invalid argument. Verifier output: 0: (bf) r6 = r1\n\
-                   1: (0f) r0 += r4\nmath with an unbounded value is not allowed\nverification time 7301 usec\n\
-                   stack depth 176\nprocessed 301 insns (limit 1000000)\n";
-        for (text, line) in [
-            (
-                log,
-                "the BPF_PROG_LOAD syscall returned Invalid argument. Verifier output: math with an unbounded value is \
-                 not allowed",
-            ),
-            ("returned Invalid argument. Verifier output: ", "returned Invalid argument. Verifier output:"),
-            ("no such file\nand more", "no such file"),
-            ("", ""),
-        ] {
-            assert_eq!(one_line(text), line);
-        }
     }
 }
