@@ -174,7 +174,7 @@ impl Held {
                 Self::Xdp(Box::new(xdp::Reader::open(agent.pins()).expect("the agent's pinned maps")))
             }
             Backend::Nftables => {
-                Self::Nftables(Box::new(lan.host.enter(|| Nft::open(65_536).expect("the agent's table"))))
+                Self::Nftables(Box::new(lan.host.enter(|| Nft::look().expect("the agent's table"))))
             }
         }
     }
